@@ -1,0 +1,102 @@
+"""Outcomes of decisions, measured from raw logs in the window after each decision.
+
+Only events that had arrived by `as_of` count, and duplicates (the same event delivered twice) count once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pandas as pd
+
+from campaign import DataError, OutcomeSpec
+
+
+@dataclass(frozen=True)
+class Measure:
+    """How an outcome is read from one log table: rows to count, duplicates' key, SQL aggregate over the window."""
+
+    table: str
+    key: str
+    where: str
+    aggregate: str
+
+
+# To add an outcome: a line here, its name in campaign.OutcomeSpec.measure, an [[outcome]] in campaign.toml.
+MEASURES = {
+    "subscribed": Measure("subscriptions", "subscription_event_id", "event = 'start'", "(count(*) > 0)::DOUBLE"),
+    "retained": Measure("sessions", "session_id", "true", "(count(*) > 0)::DOUBLE"),
+    "listening_hours": Measure("sessions", "session_id", "true", "sum(minutes) / 60"),
+}
+
+
+def matured(decided_at: pd.Series, outcomes: Sequence[OutcomeSpec], as_of: datetime) -> np.ndarray:
+    """Whether every outcome's window and grace have closed by `as_of`; shape (n,), bool."""
+    longest = max(outcome.matures_after_days for outcome in outcomes)
+    return np.asarray(decided_at + pd.Timedelta(days=longest) <= pd.Timestamp(as_of))
+
+
+def measure_outcomes(
+    decisions: pd.DataFrame, logs_dir: Path, outcomes: Sequence[OutcomeSpec], as_of: datetime
+) -> pd.DataFrame:
+    """Outcome of each decision, in its own unit.
+
+    Args:
+        decisions: columns user_id and decided_at (UTC), one row per decision.
+        logs_dir: folder of the raw logs (`<table>/date=*/*.parquet`).
+        outcomes: what to measure, and in which days after the decision.
+        as_of: events that arrived at this instant or later are not known yet.
+
+    Returns: one column `y_<name>` per outcome, the rows and index of `decisions`; 0 where nothing happened.
+    Raises: DataError: a decision is not matured at `as_of`.
+    """
+    open_rows = ~matured(decisions["decided_at"], outcomes, as_of)
+    if open_rows.any():
+        example = decisions["decided_at"][open_rows].iloc[0]
+        raise DataError(
+            f"{int(open_rows.sum())} of {len(decisions)} decisions are not matured at {as_of} (first: decided {example}); "
+            "drop them, or wait until window_days + grace_days have passed"
+        )
+    keys = pd.DataFrame({"row": np.arange(len(decisions)), "user_id": decisions["user_id"].to_numpy()})
+    keys["decided_at"] = decisions["decided_at"].to_numpy(dtype="datetime64[us]")
+    with duckdb.connect(config={"TimeZone": "UTC"}) as connection:
+        connection.register("decisions", keys)
+        columns = {f"y_{o.name}": _measure(connection, logs_dir, o, as_of) for o in outcomes}
+    return pd.DataFrame(columns, index=decisions.index)
+
+
+def _measure(
+    connection: duckdb.DuckDBPyConnection, logs_dir: Path, outcome: OutcomeSpec, as_of: datetime
+) -> np.ndarray:
+    measure = MEASURES[outcome.measure]
+    files = sorted((logs_dir / measure.table).glob("date=*/*.parquet"))
+    if not files:
+        raise DataError(f"{logs_dir / measure.table}: no Parquet files; outcome {outcome.name!r} is measured from them")
+    query = f"""
+        WITH delivered AS (
+            SELECT *, row_number() OVER (PARTITION BY {measure.key} ORDER BY created_timestamp) AS delivery
+            FROM read_parquet($files, hive_partitioning = false)
+            WHERE created_timestamp < $as_of AND {measure.where}
+        ), events AS (
+            SELECT * REPLACE (event_timestamp::TIMESTAMP AS event_timestamp) FROM delivered WHERE delivery = 1
+        ), measured AS (
+            SELECT decisions.row, {measure.aggregate} AS y
+            FROM decisions JOIN events ON events.user_id = decisions.user_id
+                AND events.event_timestamp >= decisions.decided_at + to_days($first_day)
+                AND events.event_timestamp < decisions.decided_at + to_days($window_days)
+            GROUP BY decisions.row
+        )
+        SELECT coalesce(y, 0) AS y FROM decisions LEFT JOIN measured USING (row) ORDER BY row
+    """
+    parameters = {
+        "files": [str(file) for file in files],
+        "as_of": as_of,
+        "first_day": outcome.first_day,
+        "window_days": outcome.window_days,
+    }
+    return np.asarray(connection.execute(query, parameters).fetchnumpy()["y"], dtype=float)
