@@ -1,0 +1,119 @@
+"""The training frame: matured decisions, their features as they were known then, and what happened after.
+
+One row per user and window (the first decision), so that no two rows of a user share an outcome window.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.dataset as ds
+
+from campaign import Campaign, DataError
+from feature_repo.retrieval import historical_features
+from models.outcomes import matured, measure_outcomes
+
+COLUMNS = [
+    "decision_id",
+    "user_id",
+    "decided_at",
+    "layer",
+    "arm",
+    "propensity",
+    "propensities",
+    "reason",
+    "model_tag",
+    "hour",
+    "surface",
+]
+
+
+def read_decisions(decisions_dir: Path) -> pd.DataFrame:
+    """Every compacted decision, ordered by time and id; `arm` is an integer, 0 = control.
+
+    Raises: DataError: there is no decision log.
+    """
+    files = sorted(decisions_dir.glob("date=*/*.parquet"))
+    if not files:
+        raise DataError(
+            f"{decisions_dir}: no decisions; expected date=YYYY-MM-DD/*.parquet written by the platform's random "
+            "phase (`tactful simulate`) or by the service"
+        )
+    table = ds.dataset([str(file) for file in files], format="parquet").to_table(columns=COLUMNS)
+    frame = table.to_pandas().sort_values(["decided_at", "decision_id"], ignore_index=True)
+    return frame.drop_duplicates("decision_id", ignore_index=True)
+
+
+def countable(decisions: pd.DataFrame, campaign: Campaign, as_of: datetime) -> pd.DataFrame:
+    """Decisions that count: random enough to learn from, matured, first of their user and window.
+
+    A decision made without features (its arm was certain: propensity 1) teaches nothing about arms and is left out.
+
+    Raises: DataError: none is left; the message counts what was dropped and why.
+    """
+    usable = (decisions["propensity"] > 0) & (decisions["propensity"] < 1)
+    closed = matured(decisions["decided_at"], campaign.outcome, as_of)
+    kept = decisions[usable & closed]
+    kept = kept[first_per_window(kept, campaign.assignment.window_days)].reset_index(drop=True)
+    if kept.empty:
+        raise DataError(
+            f"no usable decision of {len(decisions)} by {as_of}: {int((~usable).sum())} had a certain arm, "
+            f"{int((~closed).sum())} are not matured ({campaign.matures_after_days} days after the decision); "
+            "wait, or train with an earlier campaign window"
+        )
+    return kept
+
+
+def first_per_window(decisions: pd.DataFrame, window_days: int) -> np.ndarray:
+    """Mark the decisions that start a new window of their user; shape (n,), bool, in row order.
+
+    A decision counts when at least `window_days` calendar days passed since the user's last one that counted.
+    """
+    order = decisions.sort_values(["user_id", "decided_at", "decision_id"], kind="stable").index
+    users = pd.factorize(decisions.loc[order, "user_id"])[0]
+    days = decisions.loc[order, "decided_at"].to_numpy(dtype="datetime64[D]").astype(np.int64)
+    counts = np.zeros(len(order), dtype=bool)
+    waiting = np.arange(len(order))
+    while len(waiting):
+        # the first waiting row of each user counts; what lies in its window is done, the rest waits on
+        head = np.r_[True, users[waiting][1:] != users[waiting][:-1]]
+        counts[waiting[head]] = True
+        window_end = days[waiting[head]][np.cumsum(head) - 1] + window_days
+        waiting = waiting[days[waiting] >= window_end]
+    return pd.Series(counts, index=order).reindex(decisions.index).to_numpy()
+
+
+def decision_features(store: Any, decisions: pd.DataFrame) -> pd.DataFrame:
+    """The features each decision's user had at that moment (point in time), beside the decision's own columns."""
+    entity = decisions.drop(columns=["propensities"], errors="ignore").assign(event_timestamp=decisions["decided_at"])
+    frame = historical_features(store, entity)
+    if "propensities" in decisions:
+        frame["propensities"] = decisions["propensities"].to_numpy()
+    return frame
+
+
+def training_frame(
+    store: Any, decisions: pd.DataFrame, campaign: Campaign, logs_dir: Path, as_of: datetime
+) -> pd.DataFrame:
+    """Decisions that count at `as_of`, with features, outcomes (`y_<name>`) and row order by time.
+
+    Args:
+        store: the Feast feature store.
+        decisions: from `read_decisions`.
+        campaign: arms, outcomes and windows.
+        logs_dir: raw logs.
+        as_of: nothing that arrived at this instant or later is used.
+    """
+    counted = countable(decisions, campaign, as_of)
+    unknown = ~counted["arm"].between(0, len(campaign.arm) - 1)
+    if unknown.any():
+        raise DataError(
+            f"decisions: arm {sorted(counted['arm'][unknown].unique().tolist())} in {int(unknown.sum())} rows (first: "
+            f"{counted['decision_id'][unknown].iloc[0]}); campaign.toml has arms 0..{len(campaign.arm) - 1}: {list(campaign.arm_names)}"
+        )
+    frame = decision_features(store, counted)
+    return pd.concat([frame, measure_outcomes(counted, logs_dir, campaign.outcome, as_of)], axis=1)
