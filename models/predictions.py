@@ -1,0 +1,62 @@
+"""What a model says of each decision's user: uplift per arm and outcome, score, and the arm the policy would take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from models.forward import NumpyModel
+
+
+def predict_frame(model: NumpyModel, frame: pd.DataFrame) -> np.ndarray:
+    """Predicted outcome of every row under every arm; shape (n, n_arms, n_outcomes), outcome units."""
+    return model.predict({feature.name: frame[feature.name].to_numpy() for feature in model.spec.features})
+
+
+def scores(mu_hat: np.ndarray, weights: Sequence[float], costs: Sequence[float]) -> np.ndarray:
+    """Score of each message arm: weighted sum of uplifts minus the arm's cost.
+
+    Args:
+        mu_hat: shape (n, n_arms, n_outcomes), outcome units.
+        weights: shape (n_outcomes,), EUR per unit.
+        costs: shape (n_arms,), EUR per user.
+
+    Returns: shape (n, n_arms - 1), EUR per user; column k is arm k + 1.
+    """
+    uplift = mu_hat[:, 1:, :] - mu_hat[:, :1, :]
+    return np.asarray(uplift @ np.asarray(weights) - np.asarray(costs)[1:])
+
+
+def policy_arm(score: np.ndarray, threshold: float) -> np.ndarray:
+    """The best message arm where its score exceeds the threshold, else control; shape (n,), int."""
+    best = score.argmax(axis=1)
+    return np.where(score[np.arange(len(score)), best] > threshold, best + 1, 0)
+
+
+def prediction_columns(
+    mu_hat: np.ndarray,
+    arms: Sequence[str],
+    outcomes: Mapping[str, float],
+    costs: Sequence[float],
+    threshold: float,
+) -> pd.DataFrame:
+    """Columns `uplift_<arm>_<outcome>`, `score` (best message arm), `policy_arm` and `eligible_by_policy`.
+
+    Args:
+        mu_hat: shape (n, n_arms, n_outcomes).
+        arms: names; index 0 is control.
+        outcomes: name -> weight in EUR per unit.
+        costs: EUR per user of each arm.
+        threshold: a message is sent when the score exceeds it, EUR.
+    """
+    uplift = mu_hat[:, 1:, :] - mu_hat[:, :1, :]
+    columns = {
+        f"uplift_{arm}_{outcome}": uplift[:, a, o]
+        for a, arm in enumerate(arms[1:])
+        for o, outcome in enumerate(outcomes)
+    }
+    score = scores(mu_hat, list(outcomes.values()), costs)
+    arm = policy_arm(score, threshold)
+    return pd.DataFrame({**columns, "score": score.max(axis=1), "policy_arm": arm, "eligible_by_policy": arm > 0})
