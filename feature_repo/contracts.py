@@ -1,0 +1,186 @@
+"""What raw logs and decision logs must look like, and letting new log files in.
+
+    logs/<table>/date=YYYY-MM-DD/*.parquet      `date` is the UTC date of created_timestamp, so a closed day never changes
+
+`ingest` checks each file once. A bad file is moved to the quarantine, beside a .txt that says why; what stays under logs/ is
+whole and checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from campaign import DataError
+from feature_repo.checks import Column, Contract, check_file
+
+__all__ = ["DECISIONS", "LOGS", "Column", "Contract", "Quarantined", "check_file", "ingest", "write_atomically"]
+
+LAYERS = ("holdout", "exploration", "experiment", "policy")
+REASONS = (
+    "eligible",
+    "below_threshold",
+    "holdout",
+    "exploration",
+    "baseline_arm",
+    "unknown_user",
+    "stale_features",
+    "feature_store_error",
+    "model_unavailable",
+    "over_budget",
+)
+
+_STRING = Column("string")
+_TIME = Column("timestamp")
+_COUNT = Column("integer", minimum=0)
+_OPTIONAL = Column("string", nullable=True)
+
+
+def _log(name: str, key: tuple[str, ...], **columns: Column) -> Contract:
+    """A raw log: every row says whose it is, when it happened and when it arrived."""
+    common = {"user_id": _STRING, "event_timestamp": _TIME, "created_timestamp": _TIME}
+    return Contract(name, common | columns, key, not_after=("event_timestamp", "created_timestamp"))
+
+
+LOGS: dict[str, Contract] = {
+    "users": _log(
+        "users",
+        ("user_id", "event_timestamp"),
+        plan=_STRING,
+        country=_STRING,
+        device=_STRING,
+        age_band=_OPTIONAL,
+        signup_at=_TIME,
+    ),
+    "sessions": _log(
+        "sessions",
+        ("session_id",),
+        session_id=_STRING,
+        minutes=Column("float", above=0, maximum=7 * 24 * 60),
+        tracks=_COUNT,
+        skips=_COUNT,
+        ads=_COUNT,
+        surface=_STRING,
+    ),
+    "messages": _log(
+        "messages",
+        ("message_id",),
+        message_id=_STRING,
+        arm=_STRING,
+        format=_STRING,
+        action=Column("string", categories=("none", "clicked", "dismissed")),
+    ),
+    "subscriptions": _log(
+        "subscriptions",
+        ("subscription_event_id",),
+        subscription_event_id=_STRING,
+        event=Column("string", categories=("start", "renew", "cancel")),
+        price=Column("float", minimum=0),
+    ),
+}
+
+DECISIONS = Contract(
+    "decisions",
+    {
+        "decision_id": _STRING,
+        "request_id": _STRING,
+        "user_id": _STRING,
+        "decided_at": _TIME,
+        "campaign_hash": _STRING,
+        "policy_hash": _STRING,
+        "model_tag": _STRING,
+        "feature_service": _STRING,
+        "schema_hash": _STRING,
+        "features": _OPTIONAL,
+        "feature_timestamp": Column("timestamp", nullable=True),
+        "uplift": _OPTIONAL,
+        "score": Column("float", nullable=True),
+        "threshold": Column("float", nullable=True),
+        "layer": Column("string", categories=LAYERS),
+        "salts": _STRING,
+        "arm": _COUNT,
+        "propensity": Column("float", above=0, maximum=1),
+        "propensities": Column("list<float>"),
+        "reason": Column("string", categories=REASONS),
+        "eligible": Column("boolean"),
+        "hour": Column("integer", nullable=True, minimum=0, maximum=23),
+        "surface": _OPTIONAL,
+        "segments": _OPTIONAL,
+        "cluster_id": _STRING,
+    },
+    ("decision_id",),
+    partition_by="decided_at",
+)
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """A bad file: where it lies now, and why."""
+
+    path: Path
+    reason: str
+
+
+def ingest(logs_dir: Path, quarantine_dir: Path) -> list[Quarantined]:
+    """Check every log file that is new or changed since the last call; move the bad ones to the quarantine.
+
+    Safe to kill: the reason is written before the file is moved, and a file is remembered as checked only after its check.
+
+    Returns:
+        The files moved by this call, in the order of their paths.
+    """
+    seen = _read_seen(logs_dir)
+    checked, quarantined = {}, []
+    for name, contract in LOGS.items():
+        for path in sorted((logs_dir / name).glob("date=*/*.parquet")):
+            key, stamp = path.relative_to(logs_dir).as_posix(), _stamp(path)
+            try:
+                if seen.get(key) != stamp:
+                    check_file(path, contract)
+                checked[key] = stamp
+            except DataError as error:
+                quarantined.append(_quarantine(path, quarantine_dir / key, str(error)))
+    if checked != seen:
+        write_atomically(_seen_file(logs_dir), json.dumps({"contracts": _HASH, "checked": checked}, indent=0))
+    return quarantined
+
+
+def _seen_file(logs_dir: Path) -> Path:
+    return logs_dir / "checked.json"
+
+
+def _read_seen(logs_dir: Path) -> dict[str, list[int]]:
+    """Size and modification time of each file already checked against these very contracts."""
+    try:
+        seen = json.loads(_seen_file(logs_dir).read_text())
+    except FileNotFoundError:
+        return {}
+    return seen["checked"] if seen["contracts"] == _HASH else {}
+
+
+def _stamp(path: Path) -> list[int]:
+    stat = path.stat()
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _quarantine(path: Path, target: Path, reason: str) -> Quarantined:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target.with_name(target.name + ".txt"), reason + "\n")
+    os.replace(path, target)
+    return Quarantined(target, reason)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, whole."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+_HASH = hashlib.sha256(repr((LOGS,)).encode()).hexdigest()[:16]

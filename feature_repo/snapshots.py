@@ -1,0 +1,208 @@
+"""Daily feature snapshots: raw logs -> features/date=D/{snapshot,corrections}.parquet.
+
+The folder of day D holds everything created at D 00:00 UTC, and is written once, whole:
+
+    snapshot.parquet       event_timestamp D: every user with a profile by then, from the events that had happened and arrived
+    corrections.parquet    event_timestamp D-1..D-4: users with late events that arrived on D-1, computed again
+
+So a query at any time sees what was known then, by created_timestamp. A folder appears by one rename: a killed run leaves
+only `.building`, which the next run removes.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+
+from campaign import DataError, StoreError
+from feature_repo import aggregates
+from feature_repo.contracts import LOGS
+
+CHUNK_ROWS = 500_000  # users x days computed at once: bounds memory, whatever the range
+ROW_GROUP = 65_536
+_DAY = timedelta(days=1)
+
+
+def build_snapshots(
+    logs_dir: Path,
+    features_dir: Path,
+    until: date | None = None,
+    *,
+    threads: int = 1,
+    memory_limit: str = "1GB",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[date]:
+    """Build the snapshots of every day that has none yet. Idempotent; safe to kill.
+
+    Args:
+        logs_dir: checked raw logs (`contracts.ingest`).
+        features_dir: where the snapshots lie.
+        until: last day wanted; default the day after the newest log, or today where that is earlier.
+        threads: DuckDB threads.
+        memory_limit: DuckDB's limit, as in "1GB"; what does not fit is spilled beside the snapshots.
+        progress: called with (days done, days to do).
+
+    Returns:
+        The days built, in order; the first possible day is the second day of the logs.
+
+    Raises:
+        DataError: there are no logs, or they end before `until`, or a log file cannot be read.
+        StoreError: another process is building into the same folder.
+    """
+    first, last = _possible_days(logs_dir)
+    if until is not None and until > last:
+        raise DataError(f"{logs_dir}: logs end on {last - _DAY}, so the last snapshot is {last}; asked until {until}")
+    until = until or min(last, _today())
+    features_dir.mkdir(parents=True, exist_ok=True)
+    with _only_builder(features_dir) as building:
+        days = [d for d in _days(first, until) if not (features_dir / f"date={d}").exists()]
+        if days:
+            with _connect(building, threads, memory_limit) as con:
+                _load(con, logs_dir, days[0], days[-1])
+                _build(con, days, first, building, features_dir, progress or (lambda done, total: None))
+    return days
+
+
+def _today() -> date:
+    now = os.environ.get("TACTFUL_NOW")
+    return (datetime.fromisoformat(now).astimezone(UTC) if now else datetime.now(UTC)).date()
+
+
+def _days(first: date, last: date) -> Iterator[date]:
+    while first <= last:
+        yield first
+        first += _DAY
+
+
+def _possible_days(logs_dir: Path) -> tuple[date, date]:
+    """First and last day whose snapshot the logs allow: a snapshot of D needs the arrivals up to D-1."""
+    dates = [date.fromisoformat(p.name.removeprefix("date=")) for log in LOGS for p in (logs_dir / log).glob("date=*")]
+    if not dates:
+        raise DataError(f"{logs_dir}: no logs; expected {logs_dir}/<{'|'.join(LOGS)}>/date=YYYY-MM-DD/*.parquet")
+    return min(dates) + _DAY, max(dates) + _DAY
+
+
+@contextmanager
+def _only_builder(features_dir: Path) -> Iterator[Path]:
+    """An empty folder to build in, and the promise that nobody else does; the kernel drops the lock of a killed run."""
+    with (features_dir / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(
+                f"{features_dir}: another process is building snapshots here; wait until it is done"
+            ) from None
+        building = features_dir / ".building"
+        shutil.rmtree(building, ignore_errors=True)
+        building.mkdir()
+        yield building
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def _connect(building: Path, threads: int, memory_limit: str) -> duckdb.DuckDBPyConnection:
+    con = duckdb.connect(
+        config={"threads": threads, "memory_limit": memory_limit, "temp_directory": str(building / "spill")}
+    )
+    con.execute("SET TimeZone = 'UTC'")  # else dates are those of the machine's zone
+    return con
+
+
+def _load(con: duckdb.DuckDBPyConnection, logs_dir: Path, first: date, last: date) -> None:
+    """Daily aggregates of all logs that the snapshots of first..last can see."""
+    # Lookback of the oldest correction, and a day for clocks that run ahead (Contract.not_after).
+    since = first - timedelta(days=aggregates.LOOKBACK_DAYS + aggregates.CORRECTION_DAYS + 2)
+    try:
+        for name, oldest in (("users", None), ("sessions", since), ("messages", since), ("subscriptions", None)):
+            _view(con, name, _files(logs_dir / name, oldest, last))
+        for sql in (aggregates.USERS, aggregates.PROFILES, aggregates.DAILY_SESSIONS, aggregates.DAILY_MESSAGES):
+            con.execute(sql)
+        con.execute(aggregates.DAILY_SUBSCRIPTIONS)
+    except (
+        duckdb.IOException,
+        duckdb.InvalidInputException,
+        duckdb.BinderException,
+        duckdb.ConversionException,
+    ) as error:
+        raise DataError(
+            f"{logs_dir}: a log cannot be read ({error}); check the files with contracts.ingest first"
+        ) from None
+
+
+def _files(folder: Path, since: date | None, until: date) -> list[str]:
+    """Log files that arrived on [since, until), by the name of their folder."""
+    start, end = f"date={since or date.min}", f"date={until}"
+    return [str(p) for p in sorted(folder.glob("date=*/*.parquet")) if start <= p.parent.name < end]
+
+
+_SQL_TYPES = {"string": "VARCHAR", "timestamp": "TIMESTAMPTZ", "integer": "BIGINT", "float": "DOUBLE"}
+
+
+def _view(con: duckdb.DuckDBPyConnection, log: str, files: list[str]) -> None:
+    columns = ", ".join(f"{name}::{_SQL_TYPES[c.kind]} AS {name}" for name, c in LOGS[log].columns.items())
+    if files:
+        listed = ", ".join("'" + f.replace("'", "''") + "'" for f in files)
+        source = f"SELECT {columns} FROM read_parquet([{listed}], union_by_name=true, hive_partitioning=false)"
+    else:
+        nulls = ", ".join(f"NULL AS {name}" for name in LOGS[log].columns)
+        source = f"SELECT {columns} FROM (SELECT {nulls}) WHERE false"
+    con.execute(f"CREATE TEMP VIEW raw_{log} AS {source}")
+
+
+def _build(
+    con: duckdb.DuckDBPyConnection,
+    days: list[date],
+    first_ever: date,
+    building: Path,
+    features_dir: Path,
+    progress: Callable[[int, int], None],
+) -> None:
+    (users,) = con.execute("SELECT count(*) FROM codes").fetchone() or (0,)
+    for chunk in _chunks(days, max(1, CHUNK_ROWS // max(1, users))):
+        con.execute(aggregates.ASOF, {"first": chunk[0], "last": chunk[-1], "first_ever": first_ever})
+        con.execute(aggregates.FEATURES)
+        for day in chunk:
+            _write(con, day, building / f"date={day}")
+            os.rename(building / f"date={day}", features_dir / f"date={day}")
+            progress(days.index(day) + 1, len(days))
+
+
+def _chunks(days: list[date], size: int) -> Iterator[list[date]]:
+    """Runs of at most `size` consecutive days."""
+    chunk: list[date] = []
+    for day in days:
+        if chunk and (len(chunk) == size or day - chunk[-1] > _DAY):
+            yield chunk
+            chunk = []
+        chunk.append(day)
+    yield chunk
+
+
+def _write(con: duckdb.DuckDBPyConnection, day: date, folder: Path) -> None:
+    """Both files of one day, on disk; corrections only where there are any."""
+    folder.mkdir()
+    for name, which in (("snapshot", "day = known"), ("corrections", "day < known")):
+        rows = f"FROM features WHERE known = DATE '{day}' AND {which}"
+        if name == "corrections" and con.execute(f"SELECT 1 {rows} LIMIT 1").fetchone() is None:
+            continue
+        path = folder / f"{name}.parquet"
+        con.execute(
+            f"COPY (SELECT * EXCLUDE (row, day, known) {rows} ORDER BY row) TO '{path}' "
+            f"(FORMAT parquet, COMPRESSION snappy, ROW_GROUP_SIZE {ROW_GROUP})"
+        )
+        _fsync(path)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
