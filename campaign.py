@@ -1,10 +1,10 @@
 """campaign.toml: what we want, validated once and frozen; and the errors said when something is not as wanted.
 
-    TactfulError
-    ├── CampaignError      campaign.toml or a SPEC.toml: a key is missing, unknown or out of range
-    ├── DataError          a table breaks its contract (also a ValueError): column, rows, example, what to do
-    ├── StoreError         the feature store is missing, half-written or does not answer
-    └── ModelError         a model folder is missing, corrupt or does not fit the feature service
+TactfulError
+├── CampaignError      campaign.toml or a SPEC.toml: a key is missing, unknown or out of range
+├── DataError          a table breaks its contract (also a ValueError): column, rows, example, what to do
+├── StoreError         the feature store is missing, half-written or does not answer
+└── ModelError         a model folder is missing, corrupt or does not fit the feature service
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ class OutcomeSpec(_Frozen):
         if self.first_day >= self.window_days:
             raise ValueError(f"first_day == {self.first_day}, must be < window_days == {self.window_days}")
         if (self.role == "guardrail") != (self.margin is not None):
-            raise ValueError(f"margin == {self.margin} with role == {self.role!r}: a guardrail needs one, a success none")
+            rule = "a guardrail needs one, a success none"
+            raise ValueError(f"margin == {self.margin} with role == {self.role!r}: {rule}")
         return self
 
     @property

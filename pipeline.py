@@ -32,7 +32,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer
 from rich.console import Console
 
-from campaign import ROOT, Campaign, DataError, TactfulError, data_dir, load_campaign
+from campaign import ROOT, DataError, TactfulError, data_dir, load_campaign
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
 experiment_app = typer.Typer(no_args_is_help=True, help="Plan and read a live A/B test.")
@@ -187,15 +187,18 @@ def retrain(
     as_json: JsonOption = False,
 ) -> None:
     """Act on the last decision.json: train a challenger, compare it with the champion, promote or keep."""
-    from monitoring.promotion import last_decision, promote_challenger
-
     from models.challenger import train_challenger
+    from monitoring.promotion import last_decision, promote_challenger
 
     decision = last_decision(data_dir() / "monitoring")
     if decision["action"] == "stop":
-        raise DataError(f"week {decision['week']}: the data is broken ({', '.join(decision['reasons'])}); mend it first")
+        raise DataError(
+            f"week {decision['week']}: the data is broken ({', '.join(decision['reasons'])}); mend it first"
+        )
     if decision["action"] != "retrain" and not force:
-        _answer(as_json, {"action": decision["action"], "trained": False}, f"week {decision['week']}: no retraining asked")
+        _answer(
+            as_json, {"action": decision["action"], "trained": False}, f"week {decision['week']}: no retraining asked"
+        )
         return
     campaign = load_campaign()
     result = train_challenger(campaign, _as_of(None), data_dir(), progress=_progress)

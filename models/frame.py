@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
+from feature_repo.retrieval import historical_features
 
 from campaign import Campaign, DataError
-from feature_repo.retrieval import historical_features
 from models.outcomes import matured, measure_outcomes
 
 COLUMNS = [
@@ -112,8 +112,9 @@ def training_frame(
     unknown = ~counted["arm"].between(0, len(campaign.arm) - 1)
     if unknown.any():
         raise DataError(
-            f"decisions: arm {sorted(counted['arm'][unknown].unique().tolist())} in {int(unknown.sum())} rows (first: "
-            f"{counted['decision_id'][unknown].iloc[0]}); campaign.toml has arms 0..{len(campaign.arm) - 1}: {list(campaign.arm_names)}"
+            f"decisions: arm {sorted(counted['arm'][unknown].unique().tolist())} in {int(unknown.sum())} rows "
+            f"(first: {counted['decision_id'][unknown].iloc[0]}); campaign.toml has arms "
+            f"0..{len(campaign.arm) - 1}: {list(campaign.arm_names)}"
         )
     frame = decision_features(store, counted)
     return pd.concat([frame, measure_outcomes(counted, logs_dir, campaign.outcome, as_of)], axis=1)

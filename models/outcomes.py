@@ -16,6 +16,8 @@ import pandas as pd
 
 from campaign import DataError, OutcomeSpec
 
+DAY = 86_400_000_000  # microseconds
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -59,12 +61,13 @@ def measure_outcomes(
     if open_rows.any():
         example = decisions["decided_at"][open_rows].iloc[0]
         raise DataError(
-            f"{int(open_rows.sum())} of {len(decisions)} decisions are not matured at {as_of} (first: decided {example}); "
-            "drop them, or wait until window_days + grace_days have passed"
+            f"{int(open_rows.sum())} of {len(decisions)} decisions are not matured at {as_of} (first: {example})"
+            "; drop them, or wait until window_days + grace_days have passed"
         )
     keys = pd.DataFrame({"row": np.arange(len(decisions)), "user_id": decisions["user_id"].to_numpy()})
-    keys["decided_at"] = decisions["decided_at"].to_numpy(dtype="datetime64[us]")
-    with duckdb.connect(config={"TimeZone": "UTC"}) as connection:
+    # microseconds since 1970: DuckDB needs its ICU extension for arithmetic on timestamps with a time zone
+    keys["decided_at"] = decisions["decided_at"].to_numpy(dtype="datetime64[us]").astype(np.int64)
+    with duckdb.connect() as connection:
         connection.register("decisions", keys)
         columns = {f"y_{o.name}": _measure(connection, logs_dir, o, as_of) for o in outcomes}
     return pd.DataFrame(columns, index=decisions.index)
@@ -81,21 +84,21 @@ def _measure(
         WITH delivered AS (
             SELECT *, row_number() OVER (PARTITION BY {measure.key} ORDER BY created_timestamp) AS delivery
             FROM read_parquet($files, hive_partitioning = false)
-            WHERE created_timestamp < $as_of AND {measure.where}
+            WHERE epoch_us(created_timestamp) < $as_of AND {measure.where}
         ), events AS (
-            SELECT * REPLACE (event_timestamp::TIMESTAMP AS event_timestamp) FROM delivered WHERE delivery = 1
+            SELECT *, epoch_us(event_timestamp) AS happened_at FROM delivered WHERE delivery = 1
         ), measured AS (
             SELECT decisions.row, {measure.aggregate} AS y
             FROM decisions JOIN events ON events.user_id = decisions.user_id
-                AND events.event_timestamp >= decisions.decided_at + to_days($first_day)
-                AND events.event_timestamp < decisions.decided_at + to_days($window_days)
+                AND events.happened_at >= decisions.decided_at + $first_day * {DAY}
+                AND events.happened_at < decisions.decided_at + $window_days * {DAY}
             GROUP BY decisions.row
         )
         SELECT coalesce(y, 0) AS y FROM decisions LEFT JOIN measured USING (row) ORDER BY row
     """
     parameters = {
         "files": [str(file) for file in files],
-        "as_of": as_of,
+        "as_of": int(pd.Timestamp(as_of).timestamp()) * 1_000_000,
         "first_day": outcome.first_day,
         "window_days": outcome.window_days,
     }

@@ -78,7 +78,9 @@ def pack(folder: Path, *, set_challenger: bool = True) -> str:
     import bentoml
 
     if not (folder / "model.json").exists():
-        raise ModelError(f"{folder}: no model.json; expected a model folder written by `tactful train` or `tactful fit`")
+        raise ModelError(
+            f"{folder}: no model.json; expected a model folder written by `tactful train` or `tactful fit`"
+        )
     hashes = file_hashes(folder)
     tag = f"{MODEL_NAME}:{content_hash(folder)}"
     if tag not in {str(model.tag) for model in bentoml.models.list()}:
@@ -109,7 +111,9 @@ def model_path(tag: str) -> Path:
     found, expected = file_hashes(folder), dict(model.info.metadata.get("sha256", {}))
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if wrong or not expected:
-        raise ModelError(f"{tag}: {', '.join(wrong) or 'metadata'} in {folder} differs from what was packed; pack it again")
+        raise ModelError(
+            f"{tag}: {', '.join(wrong) or 'metadata'} in {folder} differs from what was packed; pack it again"
+        )
     return folder
 
 
