@@ -1,0 +1,135 @@
+"""The network without torch: raw columns in, expected outcome per arm out. What serves is exactly what was saved.
+
+A model folder holds `weights.safetensors` (every tensor, encoding included) and `model.json` (`models.spec.ModelSpec`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from scipy.special import expit
+
+from campaign import ModelError
+from models.encode import Encoded, Tensors, encode
+from models.spec import ModelSpec
+
+_DTYPES: dict[str, type] = {"numeric": np.float64, "string": object}
+CHUNK_ROWS = 8192  # bounds memory: rules are unpacked to float32 one chunk at a time
+
+
+@dataclass(frozen=True)
+class NumpyModel:
+    """A trained ensemble; pure numpy, safe to share between threads."""
+
+    spec: ModelSpec
+    tensors: Tensors
+
+    @classmethod
+    def load(cls, folder: Path | str) -> NumpyModel:
+        """Read a model folder.
+
+        Raises: ModelError: a file is missing, unreadable, or differs from the hash in sha256.json beside it.
+        """
+        files = {name: _read(Path(folder) / name) for name in ("model.json", "weights.safetensors")}
+        _verify(Path(folder) / "sha256.json", files)
+        try:
+            spec = ModelSpec.from_json(json.loads(files["model.json"]))
+            return cls(spec, load_tensors(files["weights.safetensors"]))
+        except (ValueError, SafetensorError) as error:
+            raise ModelError(f"{folder}: not a readable model folder ({error}); train or fetch it again") from None
+
+    def predict(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Expected outcome of each row under each arm, in outcome units (probability where binary).
+
+        Args:
+            columns: feature name -> (n,) float64 with NaN, or object with None; all of the same length.
+
+        Returns: mu_hat, float64 (n, n_arms, n_outcomes): mean of the members, uplifts shrunk towards their mean.
+        """
+        return shrink(self.members(columns).mean(axis=0), self.tensors, self.spec)
+
+    def members(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Each member's own answer, before shrinkage; float64 (members, n, n_arms, n_outcomes)."""
+        return member_outputs(self.encode(columns), self.tensors, self.spec)
+
+    def encode(self, columns: Mapping[str, np.ndarray]) -> Encoded:
+        """The network's input for raw columns (ModelError: a column is missing)."""
+        missing = [f.name for f in self.spec.features if f.name not in columns]
+        if missing:
+            raise ModelError(f"columns {missing} are missing; the model needs {[f.name for f in self.spec.features]}")
+        typed = {f.name: np.asarray(columns[f.name], dtype=_DTYPES[f.kind]) for f in self.spec.features}
+        return encode(typed, self.spec.features, self.tensors)
+
+
+def member_outputs(inputs: Encoded, tensors: Tensors, spec: ModelSpec, member: int | None = None) -> np.ndarray:
+    """Expected outcomes by member (or by one of them); float64 (members, n, n_arms, n_outcomes)."""
+    which = range(spec.members) if member is None else [member]
+    n_arms, n_outcomes = len(spec.arms), len(spec.outcomes)
+    out = np.empty((len(which), len(inputs.dense), n_arms, n_outcomes))
+    for start in range(0, len(inputs.dense), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        rules = unpack(inputs.rules[rows], tensors)
+        for i, k in enumerate(which):
+            out[i, rows] = _logits(inputs.dense[rows], rules, tensors, k).reshape(-1, n_arms, n_outcomes)
+    return to_units(out, tensors, spec)
+
+
+def unpack(bits: np.ndarray, tensors: Tensors) -> np.ndarray:
+    """Packed rule bits as 0.0 and 1.0; float32 (n, n_rules)."""
+    return np.unpackbits(bits, axis=1, count=int(tensors["rules.count"][0])).astype(np.float32)
+
+
+def _logits(dense: np.ndarray, rules: np.ndarray, tensors: Tensors, member: int) -> np.ndarray:
+    hidden = dense
+    for layer in ("trunk.0", "trunk.1"):
+        hidden = np.maximum(hidden @ tensors[f"{layer}.weight"][member] + tensors[f"{layer}.bias"][member], 0)
+    skip = dense @ tensors["skip.weight"][member] + rules @ tensors["rules.weight"][member]
+    out: np.ndarray = hidden @ tensors["head.weight"][member] + tensors["head.bias"][member] + skip
+    return out
+
+
+def to_units(logits: np.ndarray, tensors: Tensors, spec: ModelSpec) -> np.ndarray:
+    """From the network's last layer to outcome units: a probability, or mean + scale * z."""
+    units = np.asarray(logits, dtype=np.float64) * tensors["outcome.scale"] + tensors["outcome.mean"]
+    for j, outcome in enumerate(spec.outcomes):
+        if outcome.kind == "binary":
+            units[..., j] = expit(logits[..., j])
+    return units
+
+
+def shrink(mu_hat: np.ndarray, tensors: Tensors, spec: ModelSpec) -> np.ndarray:
+    """Pull each arm's uplifts towards their mean by the share of their spread that is noise; control stays."""
+    uplift, mean = mu_hat[..., 1:, :] - mu_hat[..., :1, :], tensors["shrink.mean"]
+    shrunk = mean + tensors["shrink.factor"][:, None] * (uplift - mean)
+    out = np.concatenate([mu_hat[..., :1, :], mu_hat[..., :1, :] + shrunk], axis=-2)
+    for j, outcome in enumerate(spec.outcomes):
+        if outcome.kind == "binary":
+            np.clip(out[..., j], 0, 1, out=out[..., j])
+    return out
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}; a model folder has model.json and weights.safetensors") from None
+
+
+def _verify(manifest: Path, files: Mapping[str, bytes]) -> None:
+    if not manifest.exists():
+        return
+    expected = json.loads(_read(manifest))
+    for name, content in files.items():
+        found = hashlib.sha256(content).hexdigest()
+        if expected.get(name) != found:
+            raise ModelError(
+                f"{manifest.parent / name}: sha256 is {found[:12]}, sha256.json says {str(expected.get(name))[:12]}; "
+                "the file changed after training; fetch or train it again"
+            )

@@ -1,0 +1,160 @@
+"""The optimiser loop: shuffled contiguous slices of in-memory arrays, one fused AdamW step each, one thread.
+
+A DataLoader that collates single rows is about twenty times slower on nets this small (docs/benchmarks.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models import losses
+from models.encode import Encoded, Tensors
+from models.forward import unpack
+from models.network import UpliftNet
+from models.spec import FitSpec
+
+Progress = Callable[[int, int], None]  # (steps done, steps in all)
+
+MAX_WEIGHT = 50.0  # of a row: bounds what one rare arm's row can do
+STEPS_PER_EPOCH = 20  # at least, by smaller batches, for small frames
+SMALLEST_BATCH = 256
+WEIGHT_DECAY = 1.0
+DECAY_STEPS = 200  # longer trainings decay less per step, so that the whole training decays as much
+WARM_UP = 0.1  # share of the steps
+
+
+class TrainingRows(NamedTuple):
+    """What the loop reads, all of n rows: outcomes standardised, propensity of the arm taken, fold of the unit."""
+
+    inputs: Encoded
+    arm: np.ndarray
+    outcome: np.ndarray
+    propensity: np.ndarray
+    fold: np.ndarray
+
+
+def optimise(rows: TrainingRows, start: Tensors, spec: FitSpec, progress: Progress | None = None) -> Tensors:
+    """Train the ensemble; returns its weights under the names `models.forward` reads.
+
+    Args:
+        rows: the training rows, encoded.
+        start: rule tensors; with weights among them the training continues from those.
+        spec: arms, outcomes, schedule, seed.
+        progress: called after every step.
+    """
+    rng = np.random.default_rng(spec.seed)
+    binary = [o.kind == "binary" for o in spec.outcomes]
+    counts = np.bincount(rows.arm, minlength=len(spec.arms))
+    base = rows.outcome.mean(axis=0)
+    with one_thread():
+        net = UpliftNet(
+            rows.inputs.dense.shape[1],
+            start["rules.mask"],
+            _shares(rows.inputs.rules, start),
+            len(spec.arms),
+            np.where(binary, _logit(base, len(rows.arm)), 0),
+            rng,
+        )
+        if "head.weight" in start:
+            net.load(start)
+        loss = _loss(net, counts, base, binary, start)
+        batch = int(np.clip(len(rows.arm) // STEPS_PER_EPOCH, SMALLEST_BATCH, spec.batch_rows))
+        steps = spec.epochs * math.ceil(len(rows.arm) / batch)
+        stepper = _optimiser(net, spec, steps)
+        done = 0
+        for _ in range(spec.epochs):
+            for part in shuffled(rows, batch, len(spec.arms), spec.members, start, rng):
+                stepper(loss(*part))
+                done += 1
+                if progress is not None:
+                    progress(done, steps)
+        return net.tensors()
+
+
+def shuffled(
+    rows: TrainingRows, batch: int, n_arms: int, members: int, start: Tensors, rng: np.random.Generator
+) -> Iterator[tuple[Tensor, ...]]:
+    """One epoch of (dense, rules, arm, outcome, member weights): permuted once, then contiguous slices."""
+    order = rng.permutation(len(rows.arm))
+    dense, bits = rows.inputs.dense[order], rows.inputs.rules[order]
+    arm, outcome = torch.from_numpy(rows.arm[order]), torch.from_numpy(rows.outcome[order])
+    weight = np.minimum(1 / (n_arms * rows.propensity[order]), MAX_WEIGHT)
+    others = rows.fold[order] != np.arange(members)[:, None]  # member k learns from every fold but k
+    weights = torch.from_numpy((others * weight * members / (members - 1)).astype(np.float32))
+    for i in range(0, len(order), batch):
+        part = slice(i, i + batch)
+        rules = torch.from_numpy(unpack(bits[part], start))
+        yield torch.from_numpy(dense[part]), rules, arm[part], outcome[part], weights[:, part]
+
+
+def _loss(
+    net: UpliftNet, counts: np.ndarray, base: np.ndarray, binary: Sequence[bool], start: Tensors
+) -> Callable[..., Tensor]:
+    """The loss of one batch, its constants worked out once."""
+    rows = losses.effective_rows(counts)
+    scale = torch.tensor(np.where(binary, 1 / np.maximum(_entropy(base), 0.01), 0.5), dtype=torch.float32)
+    strength = np.where(start["rules.interaction"], losses.L1_RULES, losses.L1_SKIP)
+    rule_strength = torch.tensor(strength, dtype=torch.float32)[:, None, None]
+    l1, spread = 1 / math.sqrt(rows), losses.SPREAD * min(max(1e4 / rows, 0.02), 30)
+
+    def loss(dense: Tensor, rules: Tensor, arm: Tensor, outcome: Tensor, weight: Tensor) -> Tensor:
+        logits = net(dense, rules)
+        fit = losses.factual_loss(logits, arm, outcome, weight, scale, binary)
+        return fit + spread * losses.spread_penalty(logits) + l1 * losses.sparsity_penalty(net, rule_strength)
+
+    return loss
+
+
+def _optimiser(net: UpliftNet, spec: FitSpec, steps: int) -> Callable[[Tensor], None]:
+    """One AdamW step per call: linear warm-up, then cosine to zero; weight decay on weights only."""
+    decay = WEIGHT_DECAY * min(1, DECAY_STEPS / steps)
+    groups = [
+        {"params": net.decayed(), "weight_decay": decay},
+        {"params": net.biases(), "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, lr=spec.learning_rate, fused=True)
+    warm = max(WARM_UP * steps, 1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        adam, lambda i: min((i + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(i / steps, 1))))
+    )
+
+    def step(loss: Tensor) -> None:
+        adam.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        adam.step()
+        schedule.step()
+
+    return step
+
+
+def _shares(bits: np.ndarray, start: Tensors) -> np.ndarray:
+    """Share of rows where each rule holds, from at most about 100k evenly spaced rows."""
+    return unpack(bits[:: max(1, len(bits) // 100_000)], start).mean(axis=0)
+
+
+def _logit(base: np.ndarray, n: int) -> np.ndarray:
+    share = np.clip(base, 0.5 / n, 1 - 0.5 / n)
+    return np.log(share / (1 - share))
+
+
+def _entropy(base: np.ndarray) -> np.ndarray:
+    share = np.clip(base, 1e-9, 1 - 1e-9)
+    return -(share * np.log(share) + (1 - share) * np.log(1 - share))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Train on one thread: on small nets a second one only waits, and sums would depend on how many there are."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

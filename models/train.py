@@ -1,0 +1,196 @@
+"""Train the uplift network: raw frame -> encoding -> rules -> batched ensemble -> out-of-fold predictions.
+
+Member k leaves out fold k (folds by hash of the unit), so every training row has a prediction by a member that never
+saw its user, and the spread of the members measures how much of the uplift is noise.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import safetensors.numpy
+
+from campaign import DataError, ModelError
+from feature_repo.atomic import replacing
+from models import encode as enc
+from models.forward import NumpyModel, member_outputs, shrink
+from models.optimise import Progress, TrainingRows, optimise
+from models.rules import find_rules
+from models.spec import Feature, FitSpec, Labels, ModelSpec, columns_of, labels_of
+from models.splits import hash_unit
+
+FOLD_SALT = "tactful/fold"
+SHRINK_FULL = 0.5  # reliability from which the score is not shrunk at all
+
+
+class Start(NamedTuple):
+    """What training begins with: features, encoding and rule tensors (weights too, on a warm start)."""
+
+    features: tuple[Feature, ...]
+    tensors: enc.Tensors
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A trained model with what training learned about its own rows.
+
+    `out_of_fold` is mu_hat (n, n_arms, n_outcomes) of each training row by a member that never saw its unit.
+    """
+
+    model: NumpyModel
+    features: Mapping[str, str]
+    out_of_fold: np.ndarray
+    fold: np.ndarray
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model is about."""
+        return self.model.spec
+
+    def predict(self, frame: pd.DataFrame) -> np.ndarray:
+        """mu_hat of each row; float64 (n, n_arms, n_outcomes)."""
+        return self.model.predict(columns_of(frame, self.features))
+
+    def save(self, folder: Path | str, extra: Mapping[str, Any] | None = None) -> None:
+        """Write weights.safetensors and model.json (with `extra` keys), both or none; same model -> same bytes."""
+        spec = ModelSpec.from_json({**(extra or {}), **self.spec.to_json()})
+        with replacing(Path(folder)) as aside:
+            aside.mkdir()
+            write_model(aside, spec, self.model.tensors)
+
+
+def write_model(folder: Path, spec: ModelSpec, tensors: enc.Tensors) -> None:
+    """Write the two files of a model into an existing folder."""
+    content = safetensors.numpy.save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)})
+    (folder / "weights.safetensors").write_bytes(content)
+    text = json.dumps(spec.to_json(), indent=1, sort_keys=True, allow_nan=False) + "\n"
+    (folder / "model.json").write_text(text, encoding="utf-8")
+
+
+def fit(
+    frame: pd.DataFrame, spec: FitSpec, *, progress: Progress | None = None, warm_start: NumpyModel | None = None
+) -> Fitted:
+    """Train on every row of a randomised experiment.
+
+    Args:
+        frame: one row per decision; the columns that `spec` names.
+        spec: features, arms, outcomes, settings.
+        progress: called as (steps done, steps in all).
+        warm_start: begin from this model's encoding, rules and weights instead of from scratch.
+
+    Returns: the fitted model; the same frame, spec and seed give the same weights, bit for bit.
+
+    Raises: DataError: a column is missing or has the wrong type, an arm is unknown or has no rows, a propensity is
+        not in (0, 1), an outcome is not finite; the message names column, rows and an example.
+    """
+    labels, columns, fold = labels_of(frame, spec), columns_of(frame, spec.features), folds(frame, spec)
+    outcome, units = standardise(labels.outcome, [o.kind for o in spec.outcomes])
+    start = _fresh(columns, labels, outcome, fold, spec) if warm_start is None else _taken_over(warm_start, spec)
+    inputs = enc.encode(columns, start.features, start.tensors)
+    rows = TrainingRows(inputs, labels.arm, outcome, labels.propensity, fold)
+    tensors = start.tensors | units | optimise(rows, start.tensors, spec, progress)
+    model = finish(inputs, tensors, start.features, spec)
+    return Fitted(model, dict(spec.features), out_of_fold(inputs, fold, model), fold)
+
+
+def folds(frame: pd.DataFrame, spec: FitSpec) -> np.ndarray:
+    """Fold of each row: by hash of its unit, else dealt out evenly at random. Shape (n,), in 0..members-1."""
+    if spec.unit is None:
+        return np.random.default_rng(spec.seed).permutation(len(frame)) % spec.members
+    if spec.unit not in frame:
+        raise DataError(f"unit column {spec.unit!r} is missing; name the column that identifies a user, or none")
+    users, row = np.unique(frame[spec.unit].astype(str).to_numpy(dtype=object), return_inverse=True)
+    return np.asarray((hash_unit(FOLD_SALT, users) * spec.members).astype(np.int64)[row])
+
+
+def standardise(outcome: np.ndarray, kinds: Sequence[str]) -> tuple[np.ndarray, enc.Tensors]:
+    """Continuous outcomes to mean 0 and sd 1 (a constant one to 0), and the tensors that lead back."""
+    continuous = np.array([kind == "continuous" for kind in kinds])
+    center = np.where(continuous, outcome.mean(axis=0), 0.0)
+    spread = np.where(continuous, outcome.std(axis=0), 1.0)
+    scale = np.where(spread > 0, spread, 1.0)
+    return ((outcome - center) / scale).astype(np.float32), {"outcome.mean": center, "outcome.scale": scale}
+
+
+def _fresh(
+    columns: Mapping[str, np.ndarray], labels: Labels, outcome: np.ndarray, fold: np.ndarray, spec: FitSpec
+) -> Start:
+    """Encoding and rules learned from this frame."""
+    features = enc.fit_features(columns)
+    tensors = enc.fit_encoding(columns, features)
+    steps = enc.allowed_codes(tensors)
+    mask = np.ones((spec.members, steps.shape[1]), dtype=bool)
+    kinds = np.zeros(steps.shape[1], dtype=np.uint8)
+    if spec.rules:
+        code = enc.codes(columns, features, tensors)
+        binary = [o.kind == "binary" for o in spec.outcomes]
+        found, owned = find_rules(code, labels.arm, outcome, binary, fold, features, spec.rules, spec.seed)
+        steps, mask = np.hstack([steps, found]), np.hstack([mask, owned])
+        kinds = np.r_[kinds, np.ones(found.shape[1], dtype=np.uint8)]
+    tensors |= enc.rule_tensors(steps)
+    return Start(features, tensors | {"rules.mask": mask.astype(np.uint8), "rules.interaction": kinds})
+
+
+def _taken_over(model: NumpyModel, spec: FitSpec) -> Start:
+    """Encoding, rules and weights of a champion (ModelError: it answers another question)."""
+    same = {
+        "features": ({f.name: f.kind for f in model.spec.features}, dict(spec.features)),
+        "arms": (list(model.spec.arms), list(spec.arms)),
+        "outcomes": ([(o.name, o.kind) for o in model.spec.outcomes], [(o.name, o.kind) for o in spec.outcomes]),
+        "members": (model.spec.members, spec.members),
+    }
+    for what, (theirs, ours) in same.items():
+        if theirs != ours:
+            raise ModelError(f"warm start: the model has {what} {theirs}, the frame {ours}; train from scratch")
+    return Start(model.spec.features, model.tensors)
+
+
+def finish(inputs: enc.Encoded, tensors: enc.Tensors, features: tuple[Feature, ...], spec: FitSpec) -> NumpyModel:
+    """The model that serves: trained tensors, and shrinkage measured on the training features."""
+    costs = tuple(spec.costs) or (0.0,) * len(spec.arms)
+    model_spec = ModelSpec(features, tuple(spec.arms), spec.targets, costs, spec.members)
+    uplift = _uplifts(member_outputs(inputs, tensors, model_spec))
+    return NumpyModel(model_spec, tensors | shrinkage(uplift, model_spec.weights))
+
+
+def _uplifts(mu_hat: np.ndarray) -> np.ndarray:
+    return np.asarray(mu_hat[..., 1:, :] - mu_hat[..., :1, :])
+
+
+def shrinkage(uplift: np.ndarray, weights: np.ndarray) -> enc.Tensors:
+    """How far uplifts are pulled to their mean: by the share of the score's spread between users that is noise.
+
+    Args:
+        uplift: (members, n, n_messages, n_outcomes).
+        weights: (n_outcomes,), of the score.
+
+    Returns: `shrink.mean` (n_messages, n_outcomes) and `shrink.factor` (n_messages,) in [0, 1].
+
+    Source: delete-a-group jackknife variance, (K - 1) / K * sum of squared deviations of K leave-one-fold-out fits;
+        reliability as in James and Stein (1961). No outcome is used, so nothing is fitted twice.
+    """
+    members = len(uplift)
+    score = uplift @ weights
+    noise = (members - 1) * score.var(axis=0).mean(axis=0)
+    spread = score.mean(axis=0).var(axis=0)
+    reliability = np.where(spread > 0, 1 - noise / np.where(spread > 0, spread, 1), 0)
+    return {
+        "shrink.mean": uplift.mean(axis=(0, 1)),
+        "shrink.factor": np.clip(reliability / SHRINK_FULL, 0, 1),
+    }
+
+
+def out_of_fold(inputs: enc.Encoded, fold: np.ndarray, model: NumpyModel) -> np.ndarray:
+    """mu_hat of each row by the member that left its fold out; (n, n_arms, n_outcomes)."""
+    mu_hat = np.empty((len(fold), len(model.spec.arms), len(model.spec.outcomes)))
+    for member in range(model.spec.members):
+        rows = fold == member
+        part = enc.Encoded(inputs.dense[rows], inputs.rules[rows])
+        mu_hat[rows] = shrink(member_outputs(part, model.tensors, model.spec, member)[0], model.tensors, model.spec)
+    return mu_hat
