@@ -1,0 +1,1 @@
+"""What we know of a user: log contracts, daily snapshots, Feast definitions, and reading features back."""

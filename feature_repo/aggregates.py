@@ -9,8 +9,8 @@ arrived < K. The snapshot of day D is K = D; a correction is the same query with
     daily_<log>         one row per user, day and arrival day
     <log>_features      one row per row of target that has any event in the window
 
-Windows of W days are [D - W, D). Sums are taken over whole numbers (minutes in 1e-6), so they are the same in any order of
-addition, on any engine and in any chunk of days.
+Windows of W days are [D - W, D). Sums are taken over whole numbers (minutes in 1e-6), so they are the same in any order
+of addition, on any engine and in any chunk of days.
 """
 
 LOOKBACK_DAYS = 90
@@ -89,13 +89,15 @@ wanted AS (
     FROM late, (SELECT unnest(range({CORRECTION_DAYS + 1}))::INTEGER AS back)
     WHERE arrived BETWEEN $first::DATE - 1 AND $last::DATE - 1
       AND late.day < arrived - back AND arrived - back >= $first_ever::DATE)
-SELECT row_number() OVER (ORDER BY known, wanted.day, code)::INTEGER AS row, code, wanted.day, known, max(version) AS version
+SELECT row_number() OVER (ORDER BY known, wanted.day, code)::INTEGER AS row, code, wanted.day, known,
+       max(version) AS version
 FROM wanted JOIN profiles USING (code)
 WHERE profiles.day < wanted.day AND profiles.arrived < known
 GROUP BY code, wanted.day, known
 """
 
-_JOIN = """FROM target JOIN {table} AS e ON e.code = target.code AND e.day < target.day AND e.arrived < target.known{window}
+_JOIN = """FROM target JOIN {table} AS e
+ON e.code = target.code AND e.day < target.day AND e.arrived < target.known{window}
 GROUP BY row"""
 
 _WINDOW = f" AND e.day >= target.day - {LOOKBACK_DAYS}"
@@ -108,7 +110,8 @@ def _within(days: int) -> str:
 SESSION_FEATURES = f"""
 SELECT row,
        sum(sessions) {_within(7)} AS sessions_7, sum(sessions) {_within(28)} AS sessions_28,
-       sum(minutes_e6) {_within(7)} AS minutes_7, sum(minutes_e6) {_within(28)} AS minutes_28, sum(minutes_e6) AS minutes_90,
+       sum(minutes_e6) {_within(7)} AS minutes_7, sum(minutes_e6) {_within(28)} AS minutes_28,
+       sum(minutes_e6) AS minutes_90,
        sum(tracks) {_within(7)} AS tracks_7, sum(tracks) {_within(28)} AS tracks_28,
        sum(skips) {_within(7)} AS skips_7, sum(skips) {_within(28)} AS skips_28,
        sum(ads) {_within(7)} AS ads_7, sum(ads) {_within(28)} AS ads_28,
@@ -120,7 +123,8 @@ SELECT row,
 
 MESSAGE_FEATURES = f"""
 SELECT row,
-       sum(messages) {_within(7)} AS messages_7, sum(messages) {_within(28)} AS messages_28, sum(messages) AS messages_90,
+       sum(messages) {_within(7)} AS messages_7, sum(messages) {_within(28)} AS messages_28,
+       sum(messages) AS messages_90,
        sum(clicks) {_within(28)} AS clicks_28,
        sum(dismissals) {_within(28)} AS dismissals_28, sum(dismissals) AS dismissals_90,
        max(last_us) AS message_us, max(last_dismissal_us) AS dismissal_us
@@ -189,7 +193,8 @@ COLUMNS: dict[str, str] = {
 
 FEATURES = f"""
 CREATE OR REPLACE TEMP TABLE features AS
-SELECT user_id, target.day::TIMESTAMP AT TIME ZONE 'UTC' AS event_timestamp, known::TIMESTAMP AT TIME ZONE 'UTC' AS created_timestamp,
+SELECT user_id, target.day::TIMESTAMP AT TIME ZONE 'UTC' AS event_timestamp,
+       known::TIMESTAMP AT TIME ZONE 'UTC' AS created_timestamp,
        {", ".join(f"{expression} AS {name}" for name, expression in COLUMNS.items())}, row, target.day, known
 FROM target JOIN codes USING (code) JOIN profiles ON profiles.code = target.code AND profiles.version = target.version
 LEFT JOIN ({SESSION_FEATURES}) USING (row)

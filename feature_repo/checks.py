@@ -1,8 +1,8 @@
 """A contract for one Parquet table, and the check of a file against it.
 
-A contract says what may never be wrong: columns, types, nulls, ranges, and categories where the list is closed. New values
-in open columns (a new country, a new surface) pass: they are drift, and the monitor's business. Columns that the contract
-does not name pass too.
+A contract says what may never be wrong: columns, types, nulls, ranges, and categories where the list is closed. New
+values in open columns (a new country, a new surface) pass: they are drift, and the monitor's business. Columns that the
+contract does not name pass too.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def check_file(path: Path, contract: Contract) -> None:
     """Check one Parquet file against its contract.
 
     Raises:
-        DataError: the file cannot be read or breaks the contract; one line per problem, each with file, column, row count,
-            an example and what to do.
+        DataError: the file cannot be read or breaks the contract; one line per problem, each with file, column, row
+            count, an example and what to do.
     """
     try:
         with pq.ParquetFile(path) as file:
@@ -85,7 +85,7 @@ def _partition_date(path: Path) -> date | None:
 def _schema_problems(schema: pa.Schema, contract: Contract) -> Iterator[str]:
     for name, column in contract.columns.items():
         if name not in schema.names:
-            yield f"column {name!r} is missing; found {', '.join(schema.names)}; add {name!r} to the export of {contract.name}"
+            yield f"column {name!r} is missing; found {', '.join(schema.names)}; add it to the export"
             continue
         found = schema.field(name).type
         only_nulls = pa.types.is_null(found) and column.nullable
@@ -93,17 +93,19 @@ def _schema_problems(schema: pa.Schema, contract: Contract) -> Iterator[str]:
             yield f"column {name!r} is {found}, must be {EXPECTED[column.kind]}{_advice(found)}"
 
 
-def _is_kind(found: pa.DataType, kind: Kind) -> bool:
+def _is_kind(found: Any, kind: Kind) -> bool:
     types = pa.types
     if types.is_dictionary(found):
         found = found.value_type
     if kind == "timestamp":
-        return types.is_timestamp(found) and found.tz is not None and found.unit != "ns"
-    if kind == "list<float>":
-        return (types.is_list(found) or types.is_large_list(found)) and types.is_floating(found.value_type)
-    if kind == "string":
-        return types.is_string(found) or types.is_large_string(found) or types.is_string_view(found)
-    return {"integer": types.is_integer, "float": types.is_floating, "boolean": types.is_boolean}[kind](found)
+        fits = types.is_timestamp(found) and found.tz is not None and found.unit != "ns"
+    elif kind == "list<float>":
+        fits = (types.is_list(found) or types.is_large_list(found)) and types.is_floating(found.value_type)
+    elif kind == "string":
+        fits = types.is_string(found) or types.is_large_string(found) or types.is_string_view(found)
+    else:
+        fits = {"integer": types.is_integer, "float": types.is_floating, "boolean": types.is_boolean}[kind](found)
+    return bool(fits)
 
 
 def _advice(found: pa.DataType) -> str:
@@ -162,4 +164,5 @@ def _describe(table: pa.Table, name: str, bad: Any, rule: str) -> Iterator[str]:
         first = rows[0].as_py()
         example = table[name][first].as_py()
         shown = example.isoformat() if isinstance(example, datetime) else repr(example)
-        yield f"column {name!r} {rule}: {len(rows)} of {table.num_rows} rows are not, for example row {first}: {shown}; export it again"
+        count = f"{len(rows)} of {table.num_rows} rows are not"
+        yield f"column {name!r} {rule}: {count}, for example row {first}: {shown}; export it again"

@@ -1,23 +1,23 @@
 """What raw logs and decision logs must look like, and letting new log files in.
 
-    logs/<table>/date=YYYY-MM-DD/*.parquet      `date` is the UTC date of created_timestamp, so a closed day never changes
+    logs/<table>/date=YYYY-MM-DD/*.parquet    `date` is the UTC date of arrival, so a closed day never changes
 
-`ingest` checks each file once. A bad file is moved to the quarantine, beside a .txt that says why; what stays under logs/ is
-whole and checked.
+`ingest` checks each file once. A bad file is moved to the quarantine, beside a .txt that says why; what stays under
+logs/ is whole and checked.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from campaign import DataError
+from feature_repo.atomic import write_json, write_text
 from feature_repo.checks import Column, Contract, check_file
 
-__all__ = ["DECISIONS", "LOGS", "Column", "Contract", "Quarantined", "check_file", "ingest", "write_atomically"]
+__all__ = ["DECISIONS", "LOGS", "Column", "Contract", "Quarantined", "check_file", "ingest"]
 
 LAYERS = ("holdout", "exploration", "experiment", "policy")
 REASONS = (
@@ -127,7 +127,7 @@ class Quarantined:
 def ingest(logs_dir: Path, quarantine_dir: Path) -> list[Quarantined]:
     """Check every log file that is new or changed since the last call; move the bad ones to the quarantine.
 
-    Safe to kill: the reason is written before the file is moved, and a file is remembered as checked only after its check.
+    Safe to kill: the reason is written before the file is moved, and what is not yet remembered is checked again.
 
     Returns:
         The files moved by this call, in the order of their paths.
@@ -144,7 +144,7 @@ def ingest(logs_dir: Path, quarantine_dir: Path) -> list[Quarantined]:
             except DataError as error:
                 quarantined.append(_quarantine(path, quarantine_dir / key, str(error)))
     if checked != seen:
-        write_atomically(_seen_file(logs_dir), json.dumps({"contracts": _HASH, "checked": checked}, indent=0))
+        write_json(_seen_file(logs_dir), {"contracts": _HASH, "checked": checked})
     return quarantined
 
 
@@ -167,20 +167,9 @@ def _stamp(path: Path) -> list[int]:
 
 
 def _quarantine(path: Path, target: Path, reason: str) -> Quarantined:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target.with_name(target.name + ".txt"), reason + "\n")
-    os.replace(path, target)
+    write_text(target.with_name(target.name + ".txt"), reason + "\n")
+    path.replace(target)
     return Quarantined(target, reason)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, whole."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
 
 
 _HASH = hashlib.sha256(repr((LOGS,)).encode()).hexdigest()[:16]

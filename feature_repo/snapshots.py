@@ -2,11 +2,11 @@
 
 The folder of day D holds everything created at D 00:00 UTC, and is written once, whole:
 
-    snapshot.parquet       event_timestamp D: every user with a profile by then, from the events that had happened and arrived
+    snapshot.parquet       event_timestamp D: every user with a profile by then, from events that happened and arrived
     corrections.parquet    event_timestamp D-1..D-4: users with late events that arrived on D-1, computed again
 
-So a query at any time sees what was known then, by created_timestamp. A folder appears by one rename: a killed run leaves
-only `.building`, which the next run removes.
+So a query at any time sees what was known then, by created_timestamp. A folder appears by one rename: a killed run
+leaves only `.building`, which the next run removes.
 """
 
 from __future__ import annotations

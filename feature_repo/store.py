@@ -1,0 +1,128 @@
+"""Opening the feature store, and the schema of a feature service: the input contract of a model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet as pq
+
+from campaign import StoreError, data_dir
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
+
+REPO = Path(__file__).resolve().parent
+READ_BACK = 200  # users read back after materializing
+
+
+@dataclass(frozen=True)
+class FeatureSchema:
+    """The input contract of a model.
+
+    `types` is "numeric" or "string" for each name; `views` the feature view of each name that belongs to a user
+    (features of the request have none); `ttl_days` how old each of those may be.
+    """
+
+    service: str
+    names: tuple[str, ...]
+    types: dict[str, str]
+    views: dict[str, str]
+    ttl_days: dict[str, float]
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits over names, order, types and expiry; stored with every model and decision."""
+        values = [self.service, list(self.names), self.types, self.views, self.ttl_days]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def open_store(repo_path: Path | str | None = None) -> FeatureStore:
+    """Open the feature store of a repository (default: this one).
+
+    $TACTFUL_STORE names another profile: "redis" reads feature_store.redis.yaml.
+
+    Raises:
+        StoreError: there is no such profile, or nothing has been applied yet.
+    """
+    from feast import FeatureStore, FileSource
+
+    repo = Path(repo_path or REPO)
+    profile = os.environ.get("TACTFUL_STORE", "local")
+    file = repo / ("feature_store.yaml" if profile == "local" else f"feature_store.{profile}.yaml")
+    if not file.exists():
+        found = ", ".join(sorted(p.name for p in repo.glob("feature_store*.yaml")))
+        raise StoreError(f"{file}: no such profile (TACTFUL_STORE == {profile!r}); found {found}")
+    store = FeatureStore(repo_path=str(repo), fs_yaml_file=file)
+    applied = {s.name: s.path for s in store.list_data_sources() if isinstance(s, FileSource)}.get("snapshots")
+    advice = f"run `feast -c {repo} -f {file.name} apply`"
+    if applied is None:
+        raise StoreError(f"{file}: nothing is applied yet; {advice}")
+    if Path(applied).parents[1] != data_dir() / "features":
+        raise StoreError(f"{file}: applied for {applied}, but data is now in {data_dir()}; {advice} again")
+    return store
+
+
+def feature_schema(store: FeatureStore, service: str = "uplift_v1") -> FeatureSchema:
+    """Names, types and expiry of a feature service, in the order of its definition."""
+    ttls = {view.name: view.ttl for view in store.list_feature_views() if view.ttl}
+    types, views, ttl_days = {}, {}, {}
+    for projection in store.get_feature_service(service).feature_view_projections:
+        for field in projection.features:
+            types[field.name] = "string" if str(field.dtype) == "String" else "numeric"
+            if projection.name in ttls:
+                views[field.name] = projection.name
+                ttl_days[field.name] = ttls[projection.name] / timedelta(days=1)
+    return FeatureSchema(service, tuple(types), types, views, ttl_days)
+
+
+def snapshot_file(day: date) -> Path:
+    """The snapshot of a day.
+
+    Raises:
+        StoreError: it has not been built.
+    """
+    path = data_dir() / "features" / f"date={day}" / "snapshot.parquet"
+    if not path.exists():
+        raise StoreError(f"{path}: no snapshot of {day}; run `tactful features`")
+    return path
+
+
+def materialize(store: FeatureStore, day: date) -> int:
+    """Copy the snapshot of a day into the online store, and read some of it back.
+
+    Does what `feast materialize-incremental DAY` does, except that it also works for days long past (a rehearsal),
+    where Feast's first run starts at the real clock minus the ttl.
+
+    Returns:
+        Number of users in the snapshot.
+
+    Raises:
+        StoreError: there is no such snapshot, or the online store does not give it back.
+    """
+    with pq.ParquetFile(snapshot_file(day)) as file:
+        users: int = file.metadata.num_rows
+        first = next(file.iter_batches(READ_BACK, columns=["user_id"])).column(0).to_pylist()
+    midnight = datetime.combine(day, time(), UTC)
+    # Every user has a row in every snapshot: the newest day alone is the newest value of all.
+    store.materialize(midnight, midnight)
+    _read_back(store, first, int(midnight.timestamp()))
+    return users
+
+
+def _read_back(store: FeatureStore, user_ids: list[str], expected: int) -> None:
+    """Feast's engines can fail and report success, so the values are read again (event time, in seconds)."""
+    for view in store.list_feature_views():
+        name = view.features[0].name
+        answer = store.get_online_features([f"{view.name}:{name}"], {"user_id": user_ids}).to_dict(True)
+        missing = [u for u, t in zip(user_ids, answer[f"{name}__ts"], strict=True) if t < expected]
+        if missing:
+            raise StoreError(
+                f"online store: {len(missing)} of {len(user_ids)} users lack today's {view.name} after materializing, "
+                f"for example {missing[0]!r}; run `tactful features` again, and look at the online store's own log"
+            )
