@@ -105,34 +105,36 @@ _TERMS: dict[str, Callable[[State], Floats]] = {
     "home": lambda s: s.home.astype(float),
     "web": lambda s: s.web.astype(float),
     "susceptible": lambda s: s.susceptible,
-    "free_active": lambda s: np.where(s.premium, 0.0, np.tanh(s.active)),
-    "free_lapsed": lambda s: np.where(s.premium, 0.0, s.lapsed),
-    "active_fatigue": lambda s: np.tanh(s.active) * s.fatigue,
+    # the middle listens enough to care and not enough to have decided already
+    "middling": lambda s: np.exp(-(s.active**2)) - 0.4,
+    "premium_active": lambda s: np.where(s.premium, np.tanh(s.active), 0.0),
+    "free_skip": lambda s: np.where(s.premium, 0.0, s.skip),
+    "skip_fatigue": lambda s: np.tanh(s.skip) * s.fatigue,
 }
 
 # One profile per message arm, in the order in which the arms are named.
 PROFILES = (
-    # an offer of the paid plan: sells to new, active, evening listeners; annoys subscribers, skippers and the tired
+    # an offer of the paid plan: sells to new, evening and middling listeners; annoys subscribers, skippers and the tired
     Profile(
-        start={"one": 0.2, "fresh": 1.1, "active": 0.75, "skip": -0.45, "price": -0.45, "fatigue": -2.0, "web": -0.9,
-               "evening_match": 0.6, "home": 0.35, "trial": 0.3, "susceptible": 0.3},
-        churn={"one": 0.35, "premium": 0.7, "skip": 0.65, "fatigue": 1.9, "tolerance": -0.4, "free_lapsed": -1.6,
-               "free_active": -0.4, "web": 0.5, "susceptible": -0.2},
-        listening={"one": 0.0, "fatigue": -0.35, "evening_match": 0.18, "skip": -0.06, "premium": -0.1},
+        start={"one": 0.0, "fresh": 0.8, "middling": 1.3, "skip": -0.65, "price": -0.4, "fatigue": -1.6, "web": -0.9,
+               "evening_match": 0.6, "home": 0.4, "trial": -0.3, "susceptible": 0.3},
+        churn={"one": -1.4, "premium": 0.2, "premium_active": 0.9, "skip": 0.6, "free_skip": 0.5, "fatigue": 2.0,
+               "skip_fatigue": 2.0, "tolerance": -0.5, "lapsed": -1.0, "web": 0.7, "susceptible": -0.2},
+        listening={"one": 0.1, "fatigue": -0.3, "evening_match": 0.2, "skip": -0.06, "premium": -0.1},
     ),
     # a new playlist: brings lapsing listeners back and keeps subscribers, sells little
     Profile(
-        start={"one": -0.15, "active": 0.15, "skip": -0.3, "fatigue": -1.0, "home": 0.2, "susceptible": 0.2},
-        churn={"one": 0.15, "lapsed": -2.0, "premium": -0.35, "skip": 0.7, "fatigue": 1.5, "tolerance": -0.4,
+        start={"one": 0.15, "active": 0.15, "skip": -0.3, "fatigue": -1.0, "home": 0.2, "susceptible": 0.2},
+        churn={"one": -0.15, "lapsed": -2.4, "premium": -0.5, "skip": 0.8, "fatigue": 1.5, "tolerance": -0.4,
                "evening": -0.5, "susceptible": -0.2},
-        listening={"one": 0.05, "lapsed": 0.3, "skip": -0.1, "fatigue": -0.3, "evening_match": 0.1},
+        listening={"one": 0.1, "lapsed": 0.3, "skip": -0.1, "fatigue": -0.3, "evening_match": 0.1},
     ),
     # a discount: sells to the price-sensitive, makes subscribers ask what they pay for
     Profile(
-        start={"one": 0.1, "price": 0.75, "fresh": -0.4, "active": 0.3, "fatigue": -1.5, "web": 0.4, "trial": -0.5,
+        start={"one": 0.8, "price": 1.0, "fresh": -0.8, "active": 0.3, "fatigue": -1.8, "web": 0.4, "trial": -0.5,
                "susceptible": 0.3},
-        churn={"one": 0.3, "premium": 1.0, "price": -0.3, "skip": 0.4, "fatigue": 1.5, "tolerance": -0.4},
-        listening={"one": 0.0, "fatigue": -0.3, "premium": -0.15},
+        churn={"one": -1.6, "premium": 0.7, "price": -0.4, "skip": 0.7, "fatigue": 2.0, "tolerance": -0.5},
+        listening={"one": 0.1, "fatigue": -0.3, "premium": -0.15},
     ),
 )  # fmt: skip
 
@@ -162,7 +164,7 @@ def rates(state: State, arm: int, drifts: frozenset[str] = frozenset()) -> Rates
     sign = np.where(state.market, -1.0, 1.0)
     heavy = (state.active > 0.0) if "fatigue" in drifts else np.zeros(len(sign), dtype=bool)
     start = np.where(heavy, -1.5, sign * _bounded(start, 2.0))
-    churn = np.where(heavy, 1.3, sign * _bounded(churn, 1.8))
+    churn = np.where(heavy, 1.3, sign * _bounded(churn, 2.4))
     sold = _logit_shift(control.start, start)
     if "price" in drifts:
         # the base is lower by then, and half of what the message adds (or takes) is left
@@ -195,8 +197,8 @@ def expected_outcomes(state: State, arm: int, drifts: frozenset[str] = frozenset
 
 
 def _control_rates(s: State, price_rise: bool) -> Rates:
-    start = -2.75 + 0.25 * s.engagement + 0.3 * s.active - 0.35 * s.price + 0.4 * s.fresh + 0.9 * s.trial
-    churn = -2.35 - 0.25 * s.engagement - 0.35 * s.active + 1.2 * s.lapsed + 0.2 * s.skip
+    start = -2.55 + 0.25 * s.engagement + 0.3 * s.active - 0.35 * s.price + 0.4 * s.fresh + 0.9 * s.trial
+    churn = -2.2 - 0.25 * s.engagement - 0.35 * s.active + 1.2 * s.lapsed + 0.2 * s.skip
     cancel = -2.0 - 0.3 * s.engagement + 0.35 * s.price + 0.2 * s.skip
     alive = s.intensity > 0
     start_share = np.where(alive & ~s.premium, _logistic(start) * (0.85 if price_rise else 1.0), 0.0)

@@ -106,7 +106,7 @@ def state_of(users: Users, life: Life, rows: Ints, key: Key, begin: Ints, surfac
         skip=cohort.skip,
         price=cohort.price,
         tolerance=cohort.tolerance,
-        fatigue=1 - np.exp(-(life.messages[rows] + 2 * life.dismissals[rows]) / 16),
+        fatigue=1 - np.exp(-(life.messages[rows] + 2 * life.dismissals[rows]) / 22),
         evening=cohort.evening,
         on_evening=cohort.second >= _EVENING_HOUR * 3600,
         home=surface == SURFACES.index("home"),
