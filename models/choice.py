@@ -1,0 +1,271 @@
+"""Which policy to run: maximise the weighted outcome under a budget and guardrails, by fixed-sequence testing.
+
+1. Candidates (score > threshold) are ordered by volume before any outcome is looked at.
+2. In that order, on the `select` users, each must pass every guardrail: the one-sided lower bound of its effect
+   against send-none is >= -margin, overall and in every segment. The first that fails ends the sequence, so the chance
+   that any certified candidate truly violates a guardrail is at most alpha.
+3. Among certified candidates the one with the highest weighted estimate is chosen.
+4. Its value is reported from the `evaluate` users, who took no part in choosing.
+
+Source: Angelopoulos et al. (2021), "Learn then Test", arXiv:2110.01052 (fixed-sequence testing);
+Berger (1982), Technometrics 24, 295-300 (all guardrails at level alpha each: intersection-union test).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from campaign import DataError
+from models.decision_log import Outcome
+from models.evaluation import evaluate, evaluate_sample, prepare, segment_rows
+from models.intervals import normal_quantile
+from models.policy import Score, SendNone, Threshold, score_matrix
+from models.splits import check_disjoint
+
+SHARES = tuple(np.round(np.arange(0.05, 1.0001, 0.05), 2))
+POWER = 0.8
+
+
+@dataclass(frozen=True)
+class Guardrail:
+    """An outcome that must not fall by more than `margin` (its own unit) overall, `segment_margin` in a segment."""
+
+    outcome: str
+    margin: float
+    segment_margin: float | None = None
+
+    def margin_in(self, segment: str) -> float:
+        """The margin that counts in a segment ("" is everybody)."""
+        return self.margin if segment == "" or self.segment_margin is None else self.segment_margin
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A chosen policy, and everything that led to it.
+
+    Attributes:
+        policy: Threshold over the score given (rows of the whole log), or SendNone.
+        score: name of the chosen score; "" for send-none.
+        threshold: message where score > threshold; infinite for send-none.
+        reason: why, in one sentence.
+        candidates: per candidate in order: score, share, threshold, weighted gain over send-none with se and lower
+            bound on `select`, status "certified", "failed" or "not tested", and whether it is chosen.
+        table: per tested candidate (score, threshold, share), constraint and segment: estimate, margin, lower_bound,
+            n_eff, min_detectable_margin (that a harmless policy passes with 80% power), status "pass", "fail" or
+            "underpowered".
+        value: `evaluate` of the policy "chosen" on the `evaluate` users.
+    """
+
+    policy: Threshold | SendNone
+    score: str
+    threshold: float
+    reason: str
+    candidates: pd.DataFrame
+    table: pd.DataFrame
+    value: pd.DataFrame
+
+
+def choose_policy(
+    log: pd.DataFrame,
+    scores: Score | Mapping[str, Score],
+    outcomes: Sequence[Outcome],
+    *,
+    guardrails: Sequence[Guardrail] = (),
+    max_message_share: float = 1.0,
+    split: str = "split",
+    shares: Sequence[float] = SHARES,
+    segments: Sequence[str] = (),
+    arm: str = "arm",
+    propensity: str = "propensity",
+    cluster: str | None = "user_id",
+    features: pd.DataFrame | Sequence[str] | None = None,
+    mu_hat: np.ndarray | None = None,
+    costs: Sequence[float] | None = None,
+    estimator: str = "dr",
+    alpha: float = 0.05,
+) -> Choice:
+    """Choose a threshold (and, of several scores, one) that no guardrail speaks against.
+
+    Args:
+        log: one row per matured decision, with column `split`; rows that are neither "select" nor "evaluate" are left
+            out (the score's model saw them).
+        scores: predicted weighted uplift per row (and message arm), or several by name, e.g. one per weight vector:
+            each is a sequence of its own at alpha / number of scores.
+        outcomes: what is maximised: the weighted sum, less costs.
+        guardrails: which outcomes must not fall.
+        max_message_share: budget; candidates that message more of the `select` users are not considered.
+        split: column that says who chooses and who grades.
+        shares: volumes of the candidates, besides the score's own cut at 0.
+        segments: columns in whose every value guardrails must hold.
+        arm: as in `evaluate`, like the next five.
+        propensity: column of the logged arm's probability.
+        cluster: column of the user.
+        features: for cross-fitted predictions within `select` and within `evaluate`.
+        mu_hat: predictions by a model that saw neither.
+        costs: per row of each arm, control's first.
+        estimator: of effects; "dr" or "snips".
+        alpha: chance that a chosen policy violates a guardrail; one-sided.
+
+    Raises: DataError: what `evaluate` raises; no select or evaluate rows; a user in both; an unknown guardrail.
+    """
+    if split not in log:
+        raise DataError(f"the log has no column {split!r}; add it with models.splits.split_of(user_ids, splits)")
+    unknown = [g.outcome for g in guardrails if g.outcome not in {o.name for o in outcomes}]
+    if unknown:
+        raise DataError(f"guardrail {unknown[0]!r} is not an outcome; outcomes are {[o.name for o in outcomes]}")
+    if cluster:
+        check_disjoint(log[cluster].to_numpy(), log[split].to_numpy())
+    n_arms = max(int(log[arm].max()) + 1, 2)
+    named = scores if isinstance(scores, Mapping) else {"score": scores}
+    matrices = {name: score_matrix(score, log, n_arms) for name, score in named.items()}
+    columns: dict[str, Any] = {"arm": arm, "propensity": propensity, "cluster": cluster, "costs": costs}
+
+    select, inputs = _rows_of(log, split, "select", features, mu_hat)
+    sequences = []
+    for name, matrix in matrices.items():
+        score = matrix[select]
+        thresholds = candidate_thresholds(score.max(axis=1), shares, max_message_share)
+        policies = {str(i): Threshold(score, cut) for i, cut in enumerate(thresholds)}
+        bound = 2 * alpha / len(matrices)  # a two-sided interval at twice the level ends at the one-sided bound
+        effects = _effects(policies, outcomes, segments, estimator, bound, {**inputs, **columns})
+        sequences.append(_run_sequence(name, score.max(axis=1), thresholds, effects, guardrails, alpha / len(matrices)))
+    candidates, best = _best(pd.concat([tested for tested, _ in sequences], ignore_index=True))
+
+    evaluated, inputs = _rows_of(log, split, "evaluate", features, mu_hat)
+    chosen: dict[str, Threshold | SendNone] = {"chosen": SendNone()}
+    policy: Threshold | SendNone = SendNone()
+    if best is not None:
+        matrix, cut = matrices[str(best["score"])], float(best["threshold"])
+        policy, chosen = Threshold(matrix, cut), {"chosen": Threshold(matrix[evaluated], cut)}
+    return Choice(
+        policy=policy,
+        score="" if best is None else str(best["score"]),
+        threshold=np.inf if best is None else float(best["threshold"]),
+        reason=_reason(candidates, best),
+        candidates=candidates,
+        table=pd.concat([constraints for _, constraints in sequences], ignore_index=True),
+        value=evaluate(policies=chosen, outcomes=outcomes, segments=segments, **inputs, **columns),
+    )
+
+
+def _rows_of(
+    log: pd.DataFrame,
+    split: str,
+    part: str,
+    features: pd.DataFrame | Sequence[str] | None,
+    mu_hat: np.ndarray | None,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Mask of a part's rows, and the inputs of `evaluate` for them alone."""
+    mask = (log[split] == part).to_numpy()
+    if not mask.any():
+        raise DataError(f"no row has {split} == {part!r}; it has {sorted(log[split].unique().tolist())}")
+    own = features[mask] if isinstance(features, pd.DataFrame) else features
+    return mask, {"log": log[mask], "features": own, "mu_hat": None if mu_hat is None else mu_hat[mask]}
+
+
+def _effects(
+    policies: Mapping[str, Threshold],
+    outcomes: Sequence[Outcome],
+    segments: Sequence[str],
+    estimator: str,
+    alpha: float,
+    inputs: Mapping[str, Any],
+) -> pd.DataFrame:
+    """Differences to send-none of every candidate, with n_eff."""
+    sample, targets = prepare(policies=policies, outcomes=outcomes, estimators=[estimator], **inputs)
+    parts = segment_rows(inputs["log"], segments, sample.cluster)
+    table = evaluate_sample(sample, targets, outcomes, parts, [estimator], ["send_none"], alpha)
+    return table[table["baseline"] == "send_none"]
+
+
+def _run_sequence(
+    name: str,
+    best_score: np.ndarray,
+    thresholds: Sequence[float],
+    effects: pd.DataFrame,
+    guardrails: Sequence[Guardrail],
+    alpha: float,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Test candidates in order until one fails; returns candidates and tested constraints."""
+    candidates, tables, open_ = [], [_constraints(effects[:0], [], alpha)], True
+    for i, cut in enumerate(thresholds):
+        own = effects[effects["policy"] == str(i)]
+        gain = own[(own["outcome"] == "weighted") & (own["segment"] == "")].iloc[0]
+        status, share = "not tested", float((best_score > cut).mean())
+        if open_:
+            tested = _constraints(own, guardrails, alpha)
+            tables.append(tested.assign(score=name, threshold=cut, share=share))
+            open_ = bool((tested["status"] == "pass").all())
+            status = "certified" if open_ else "failed"
+        candidates.append([name, cut, share, gain["value"], gain["se"], gain["ci_lower"], status])
+    columns = ["score", "threshold", "share", "gain", "se", "lower_bound", "status"]
+    filled = [t for t in tables if len(t)] or tables
+    return pd.DataFrame(candidates, columns=columns), pd.concat(filled, ignore_index=True)
+
+
+def _constraints(effects: pd.DataFrame, guardrails: Sequence[Guardrail], alpha: float) -> pd.DataFrame:
+    """One row per guardrail and segment: passes where the lower bound of the effect is >= -margin.
+
+    A constraint that fails although the estimate is within the margin, in data that would pass a harmless policy less
+    than 80% of the time, is "underpowered": it says nothing against the policy, but it does not certify it either.
+    """
+    margins = {g.outcome: g for g in guardrails}
+    z = normal_quantile(2 * alpha) + normal_quantile(2 * (1 - POWER))
+    rows = []
+    for effect in effects[effects["outcome"].isin(list(margins))].to_dict("records"):
+        margin = margins[effect["outcome"]].margin_in(effect["segment"])
+        lower = 0.0 if effect["status"] == "identical" else effect["ci_lower"]
+        detectable = z * effect["se"]
+        status = "pass" if lower >= -margin else "fail"
+        if status == "fail" and not effect["value"] < -margin and not detectable <= margin:
+            status = "underpowered"
+        names = [effect["outcome"], effect["segment"]]
+        rows.append([*names, effect["value"], margin, lower, effect["n_eff"], detectable, status])
+    columns = ["constraint", "segment", "estimate", "margin", "lower_bound", "n_eff", "min_detectable_margin", "status"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _best(candidates: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any] | None]:
+    """Mark the certified candidate with the highest weighted gain, if that is above 0."""
+    gain = candidates["gain"].where((candidates["status"] == "certified") & (candidates["gain"] > 0)).to_numpy()
+    if np.isnan(gain).all():
+        return candidates.assign(chosen=False), None
+    row = int(np.nanargmax(gain))
+    return candidates.assign(chosen=np.arange(len(gain)) == row), candidates.to_dict("records")[row]
+
+
+def candidate_thresholds(score: np.ndarray, shares: Sequence[float], max_share: float) -> list[float]:
+    """Thresholds in order of volume: those that message about each share, and 0; none above the budget.
+
+    Args:
+        score: shape (n,), each user's best score.
+        shares: of users to message.
+        max_share: budget; a candidate that messages more is left out.
+    """
+    ordered = np.sort(score)[::-1]
+    places = {int(np.floor(share * len(score) + 1e-9)) for share in shares}
+    # `score > threshold`: the first score that is not messaged is the threshold; everybody needs one below all
+    cuts = {float(ordered[k]) if k < len(score) else float(np.nextafter(ordered[-1], -np.inf)) for k in places}
+    return sorted(
+        (cut for cut in cuts | {0.0} if 0 < (score > cut).mean() <= max_share + 1e-12),
+        key=lambda cut: -cut,
+    )
+
+
+def _reason(candidates: pd.DataFrame, best: dict[str, Any] | None) -> str:
+    certified = candidates["status"] == "certified"
+    if best is not None:
+        return (
+            f"score {best['score']!r} > {best['threshold']:.6g} messages {best['share']:.0%} of users and has the "
+            f"highest weighted gain of {int(certified.sum())} certified candidates"
+        )
+    if candidates.empty:
+        return "nothing to certify: no threshold messages anybody within the budget; send no messages"
+    if not certified.any():
+        return "nothing certified: the smallest candidate already fails a guardrail (see the table); send no messages"
+    return f"none of {int(certified.sum())} certified candidates has a weighted gain above 0; send no messages"

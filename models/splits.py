@@ -1,0 +1,60 @@
+"""Which users train, select and evaluate: disjoint sets of users, drawn by salted hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+from campaign import DataError, Splits
+
+SPLITS = np.array(["train", "select", "evaluate"], dtype=object)
+
+
+def hash_unit(salt: str, user_ids: Iterable[object]) -> np.ndarray:
+    """A number in [0, 1) per user that depends on salt and user only; THE hash of every random draw by user.
+
+    Two draws need two salts: with one salt they would be perfectly correlated.
+
+    Args:
+        salt: names the draw, e.g. "premium-nudge/holdout/1".
+        user_ids: ids; hashed as text.
+
+    Returns: shape (n,), float64: the first 8 bytes of sha256("salt:user"), big-endian, over 2**64.
+
+    >>> hash_unit("a", ["u1", "u2"]).round(4).tolist()
+    [0.1959, 0.2886]
+    """
+    prefix = hashlib.sha256(f"{salt}:".encode())
+    units = []
+    for user in user_ids:
+        digest = prefix.copy()
+        digest.update(str(user).encode())
+        units.append(int.from_bytes(digest.digest()[:8], "big"))
+    # the nearest float64 to (2**64 - 1) / 2**64 is 1.0: keep the interval half-open
+    return np.minimum(np.array(units, dtype=float) / 2.0**64, np.nextafter(1.0, 0.0))
+
+
+def split_of(user_ids: Iterable[object], splits: Splits) -> np.ndarray:
+    """The set each user belongs to: "train", "select" or "evaluate"; shape (n,), object.
+
+    Every row of a user gets the same answer, now and in every later run with the same salt.
+    """
+    codes, users = pd.factorize(np.array(list(user_ids), dtype=object))
+    unit = hash_unit(splits.salt, users)
+    return SPLITS[np.searchsorted([splits.train, splits.train + splits.select], unit, side="right")][codes]
+
+
+def check_disjoint(user_ids: np.ndarray, split: np.ndarray) -> None:
+    """Raise DataError when a user is in two sets: what chose a policy would then also grade it."""
+    pairs = pd.DataFrame({"user": user_ids, "split": split}).drop_duplicates()
+    twice = pairs["user"].duplicated()
+    if twice.any():
+        user = pairs.loc[twice, "user"].iloc[0]
+        sets = pairs.loc[pairs["user"] == user, "split"].tolist()
+        raise DataError(
+            f"{pairs.loc[twice, 'user'].nunique()} clusters are in two splits (first: {user!r} in {sets}); "
+            "expected each user in one; draw the splits with models.splits.split_of"
+        )
