@@ -42,6 +42,8 @@ def _short_direction(value: Any) -> Any:
     return value.removesuffix(" is better") if isinstance(value, str) else value
 
 
+BEFORE = "_before"  # a metric's pre-period column is its name with this behind
+
 Column = Annotated[str, Field(min_length=1)]
 Label = str | int
 Direction = Annotated[Literal["higher", "lower"], BeforeValidator(_short_direction)]
@@ -189,6 +191,8 @@ class ExperimentPlan(_Frozen):
 def plan_of_campaign(campaign: Campaign, control: str, treatments: Sequence[str], **keys: Any) -> ExperimentPlan:
     """The plan that campaign.toml asks for: its outcomes as metrics, its margins, segments and alpha.
 
+    Columns are those of experiment_live.live_frame; the covariate of an outcome is the same outcome a window earlier.
+
     Args:
         campaign: the loaded campaign.
         control: name of the baseline variant.
@@ -202,7 +206,10 @@ def plan_of_campaign(campaign: Campaign, control: str, treatments: Sequence[str]
         "segments": campaign.segments.columns,
         "alpha": campaign.policy.alpha,
         "srm_p": campaign.monitoring.srm_p,
-        "metric": [{field: getattr(outcome, field) for field in fields} for outcome in campaign.outcome],
+        "metric": [
+            {field: getattr(outcome, field) for field in fields} | {"covariate": outcome.name + BEFORE}
+            for outcome in campaign.outcome
+        ],
         **keys,
     }
     return validated(ExperimentPlan, values, Path(f"plan of campaign {campaign.name}"))

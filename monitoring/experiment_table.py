@@ -64,7 +64,7 @@ def checked_table(frame: pd.DataFrame, plan: ExperimentPlan) -> ExperimentTable:
     named = [plan.unit, plan.variant, *plan.segments, *(m.name for m in plan.metric)]
     named += [m.covariate for m in plan.metric if m.covariate] + [c for c in (plan.exposure, plan.trigger) if c]
     for column in named:
-        _need_column(frame, column)
+        need_column(frame, column)
     if frame.empty:
         raise DataError("the table has no rows: no outcome has matured yet; wait until the first users' windows close")
     variant = _variant_codes(frame[plan.variant], plan)
@@ -72,16 +72,17 @@ def checked_table(frame: pd.DataFrame, plan: ExperimentPlan) -> ExperimentTable:
     _check_groups(variant, plan)
     return ExperimentTable(
         variant=variant,
-        outcome={m.name: _outcome(frame, m, plan.unit) for m in plan.metric},
-        covariate={m.name: _covariate(frame[m.covariate]) for m in plan.metric if m.covariate},
-        segments={column: _segment(frame[column]) for column in plan.segments},
+        outcome={m.name: outcome_values(frame, m, plan.unit) for m in plan.metric},
+        covariate={m.name: covariate_values(frame[m.covariate]) for m in plan.metric if m.covariate},
+        segments={column: segment_groups(frame[column]) for column in plan.segments},
         day=_grouping(frame[plan.day]) if plan.day in frame.columns else None,
         exposure=_exposure(frame[plan.exposure], plan) if plan.exposure else None,
         trigger=_trigger(frame[plan.trigger]) if plan.trigger else None,
     )
 
 
-def _need_column(frame: pd.DataFrame, column: str) -> None:
+def need_column(frame: pd.DataFrame, column: str) -> None:
+    """Refuse a table without a column that the plan names, and say what it may have meant (DataError)."""
     if column not in frame.columns:
         near = difflib.get_close_matches(column, [str(c) for c in frame.columns], n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the table has {', '.join(map(str, frame.columns))}"
@@ -133,7 +134,8 @@ def _check_groups(variant: np.ndarray, plan: ExperimentPlan) -> None:
         raise DataError(f"column {plan.variant!r}: no user has variant {empty}; users by variant: {found}")
 
 
-def _outcome(frame: pd.DataFrame, metric: Metric, unit: str) -> np.ndarray:
+def outcome_values(frame: pd.DataFrame, metric: Metric, unit: str) -> np.ndarray:
+    """A metric's column as floats, shape (n,); refuses nulls, infinities and binary values that are not 0 or 1."""
     values = _numbers(frame[metric.name])
     missing = np.isnan(values)
     if missing.all():
@@ -166,7 +168,8 @@ def _numbers(values: pd.Series) -> np.ndarray:
     return numbers
 
 
-def _covariate(values: pd.Series) -> np.ndarray:
+def covariate_values(values: pd.Series) -> np.ndarray:
+    """A pre-period column as floats, shape (n,), null filled with the mean of the others."""
     numbers = _numbers(values)
     known = numbers[~np.isnan(numbers)]
     if len(known) == 0:
@@ -176,7 +179,8 @@ def _covariate(values: pd.Series) -> np.ndarray:
     return np.where(np.isnan(numbers), known.mean(), numbers)
 
 
-def _segment(values: pd.Series) -> Grouping:
+def segment_groups(values: pd.Series) -> Grouping:
+    """A segment column as codes; null is a segment of its own, and so is a category that no user has."""
     if values.isna().all():
         raise DataError(f"segment column {values.name!r}: no user has a value; fill it, or drop it from the plan")
     return _grouping(values)

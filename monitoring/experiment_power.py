@@ -1,0 +1,257 @@
+"""How many users and days an experiment needs, from the user's own outcomes.
+
+Planned is the whole decision: a success metric improves AND every guardrail is shown non-inferior for everybody and in
+each segment, at some look. The tests' correlations are those of the user's own data, so that the power is neither
+multiplied down as if tests were independent nor bounded loosely.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtr
+
+from campaign import CampaignError
+from monitoring.experiment_plan import ExperimentPlan, Metric
+from monitoring.experiment_stats import critical_z, cuped, obrien_fleming
+from monitoring.experiment_table import covariate_values, need_column, outcome_values, segment_groups
+
+DRAWS = 20_000  # of the tests' joint distribution: the planned probability has a Monte-Carlo SE <= .004
+MAX_USERS = 10**9
+
+
+@dataclass(frozen=True)
+class PlannedExperiment:
+    """What to expect.
+
+    `users` in all variants together, `entry_days` to collect them and `days` until the last outcome is known (None
+    when users per day are not given), `ship_probability` of the expected candidate at `users`.
+    `table`: one row per test with columns metric, role, segment, share (of users), sd (after CUPED), variance_ratio,
+    users_alone (for this test alone at the asked power), mde (at `users`: smallest effect shown with that power; for
+    a guardrail the smallest margin that a harmless candidate passes), margin, expected (effect), pass_probability
+    (of this test alone at the last look).
+    """
+
+    users: int
+    entry_days: int | None
+    days: int | None
+    power: float
+    ship_probability: float
+    table: pd.DataFrame
+    plan: ExperimentPlan
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values for JSON: NaN becomes null."""
+        table = self.table.astype(object).where(self.table.notna(), None).to_dict("records")
+        keys = ("users", "entry_days", "days", "power", "ship_probability")
+        return {"schema": 1, **{key: getattr(self, key) for key in keys}, "table": table}
+
+
+@dataclass(frozen=True)
+class _Test:
+    """One test of the decision: `scores` (n,) have mean 0 and the variance that one user adds to the effect."""
+
+    metric: Metric
+    segment: str
+    share: float
+    scores: np.ndarray
+    variance: float  # of sqrt(users) * effect, in squared units of the metric
+    sd: float
+    variance_ratio: float
+    distance: float  # from the null that must be excluded to the expected effect, towards the good side
+    critical: tuple[float, ...]  # bound of z at each look
+
+
+def plan_experiment(
+    frame: pd.DataFrame,
+    plan: ExperimentPlan,
+    effects: Mapping[str, float],
+    *,
+    power: float = 0.8,
+    users_per_day: float | None = None,
+    matures_after_days: int = 0,
+    seed: int = 0,
+) -> PlannedExperiment:
+    """Sample size and duration of an experiment.
+
+    Args:
+        frame: past outcomes, one row per user: metric, covariate and segment columns of the plan (no variant needed).
+        plan: the plan; its planned_users is what is being asked for and is ignored.
+        effects: metric -> expected absolute effect of the candidate, the same in every segment; 0 when not named.
+        power: wanted probability that a candidate with these effects ships.
+        users_per_day: users that enter the experiment a day.
+        matures_after_days: days from entry until the outcome is known.
+        seed: of the draws from the tests' joint distribution.
+
+    Raises: CampaignError: an effect of an unknown metric, none that improves, or a guardrail that can never pass.
+    """
+    _check_effects(plan, effects, power)
+    for column in [*plan.segments, *(c for m in plan.metric for c in (m.name, m.covariate) if c)]:
+        need_column(frame, column)
+    tests = _tests(frame, plan, effects)
+    paths = _paths(tests, plan.fractions, seed)
+    users = _smallest(lambda n: _ship_probability(tests, paths, plan.fractions, n), power)
+    entry = None if users_per_day is None else math.ceil(users / users_per_day)
+    return PlannedExperiment(
+        users=users,
+        entry_days=entry,
+        days=None if entry is None else entry + matures_after_days,
+        power=power,
+        ship_probability=_ship_probability(tests, paths, plan.fractions, users),
+        table=pd.DataFrame([_told(test, users, power) for test in tests]),
+        plan=plan.model_copy(update={"planned_users": users}),
+    )
+
+
+def _check_effects(plan: ExperimentPlan, effects: Mapping[str, float], power: float) -> None:
+    known = [m.name for m in plan.metric]
+    if unknown := [name for name in effects if name not in known]:
+        raise CampaignError(f"effects: unknown metric {unknown[0]!r}; the plan has {known}")
+    if not 0.05 <= power <= 0.99:
+        raise CampaignError(f"power == {power:g}, must be between 0.05 and 0.99")
+    for metric in plan.metric:
+        loss = -metric.sign * effects.get(metric.name, 0.0)
+        tolerated = min(metric.tolerance(""), metric.tolerance("segment"))
+        if metric.role == "guardrail" and loss >= tolerated:
+            raise CampaignError(
+                f"effects: {metric.name} is expected to lose {loss:g}, its margin is {tolerated:g}: such a candidate "
+                "can never be shown harmless; widen the margin or improve the candidate"
+            )
+    if not any(m.sign * effects.get(m.name, 0.0) > 0 for m in plan.metric if m.role == "success"):
+        successes = [m.name for m in plan.metric if m.role == "success"]
+        raise CampaignError(f"effects == {dict(effects)}: give the expected improvement of one of {successes}")
+
+
+def _tests(frame: pd.DataFrame, plan: ExperimentPlan, effects: Mapping[str, float]) -> list[_Test]:
+    family = len(plan.treatments) * sum(m.role == "success" for m in plan.metric)
+    success = obrien_fleming(plan.alpha / (2 * family), plan.fractions)
+    guardrail = obrien_fleming(plan.alpha / len(plan.treatments), plan.fractions)
+    segments = [("", np.ones(len(frame), dtype=bool))]
+    for column in plan.segments:
+        groups = segment_groups(frame[column])
+        segments += [(f"{column}={label}", groups.codes == code) for code, label in enumerate(groups.labels)]
+    tests = []
+    for metric in plan.metric:
+        y = outcome_values(frame, metric, plan.unit)
+        x = covariate_values(frame[metric.covariate]) if metric.covariate else None
+        for segment, rows in segments if metric.role == "guardrail" else segments[:1]:
+            critical = guardrail if metric.role == "guardrail" else success
+            tests.append(_test(y, x, rows, metric, segment, effects.get(metric.name, 0.0), plan, critical))
+    return tests
+
+
+def _test(
+    y: np.ndarray,
+    x: np.ndarray | None,
+    rows: np.ndarray,
+    metric: Metric,
+    segment: str,
+    effect: float,
+    plan: ExperimentPlan,
+    critical: tuple[float, ...],
+) -> _Test:
+    share = float(rows.mean())
+    part = y[rows]
+    raw = float(part.var()) if rows.any() else 0.0
+    if raw == 0:
+        where = f" in segment {segment}" if segment else ""
+        raise CampaignError(f"{metric.name}{where}: {int(rows.sum())} past users, no variation; nothing can be planned")
+    residual = (cuped(part, x[rows]) if x is not None else part) - part.mean()
+    control = float(residual.var())
+    treated = control * _treated_spread(metric, float(part.mean()), effect, segment)
+    shares = np.array(plan.variant_shares[:2]) / sum(plan.variant_shares)
+    scores = np.zeros(len(y))
+    scores[rows] = residual / share
+    distance = metric.sign * effect + metric.tolerance(segment)
+    variance = (control / shares[0] + treated / shares[1]) / share
+    return _Test(metric, segment, share, scores, variance, math.sqrt(control), control / raw, distance, critical)
+
+
+def _treated_spread(metric: Metric, base: float, effect: float, segment: str) -> float:
+    """Variance under treatment over that under control: a rate that moves changes its own variance."""
+    if metric.kind == "continuous":
+        return 1.0
+    moved = base + effect
+    if not 0 < moved < 1:
+        where = f" in segment {segment}" if segment else ""
+        raise CampaignError(f"effects: {metric.name} is {base:.4g}{where} and cannot move by {effect:+g}")
+    return moved * (1 - moved) / (base * (1 - base))
+
+
+def _paths(tests: list[_Test], fractions: tuple[float, ...], seed: int) -> np.ndarray:
+    """Draws of every test's z at every look under its null; shape (DRAWS, n_looks, n_tests)."""
+    correlation = np.corrcoef(np.stack([t.metric.sign * t.scores for t in tests])).reshape(len(tests), len(tests))
+    values, vectors = np.linalg.eigh(correlation)
+    root = vectors * np.sqrt(np.clip(values, 0, None))  # segments add up to everybody: singular, so no Cholesky
+    steps = np.diff(np.r_[0.0, fractions])
+    normal = np.random.default_rng(seed).standard_normal((DRAWS, len(fractions), len(tests)))
+    walk = np.cumsum(normal * np.sqrt(steps)[None, :, None], axis=1) @ root.T
+    return np.asarray(walk / np.sqrt(fractions)[None, :, None])
+
+
+def _ship_probability(tests: list[_Test], paths: np.ndarray, fractions: tuple[float, ...], users: float) -> float:
+    drift = np.array([t.distance / math.sqrt(t.variance) for t in tests])
+    z = paths + drift * np.sqrt(users * np.array(fractions))[:, None]
+    passed = z > np.array([t.critical for t in tests]).T
+    success = np.array([t.metric.role == "success" for t in tests])
+    return float((passed[:, :, success].any(axis=2) & passed[:, :, ~success].all(axis=2)).any(axis=1).mean())
+
+
+def _smallest(probability: Any, power: float) -> int:
+    """Smallest number of users, to about 0.2%, with the wanted probability."""
+    low, high = 1.0, 128.0
+    while probability(high) < power:
+        low, high = high, 2 * high
+        if high > MAX_USERS:
+            raise CampaignError(f"more than {MAX_USERS:.0e} users needed: expect a larger effect, or widen the margins")
+    while high > 1.002 * low and high - low > 1:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if probability(middle) >= power else (middle, high)
+    return math.ceil(high)
+
+
+def _told(test: _Test, users: int, power: float) -> dict[str, Any]:
+    metric, z = test.metric, test.critical[-1]
+    reach = (z + critical_z(1 - power)) * math.sqrt(test.variance)
+    return {
+        "metric": metric.name,
+        "role": metric.role,
+        "segment": test.segment,
+        "share": test.share,
+        "sd": test.sd,
+        "variance_ratio": test.variance_ratio,
+        "users_alone": math.ceil((reach / test.distance) ** 2) if test.distance > 0 else None,
+        "mde": reach / math.sqrt(users),
+        "margin": metric.tolerance(test.segment) if metric.role == "guardrail" else float("nan"),
+        "expected": metric.sign * (test.distance - metric.tolerance(test.segment)),
+        "pass_probability": float(ndtr(test.distance / math.sqrt(test.variance / users) - z)),
+    }
+
+
+def threshold_ladder(thresholds: np.ndarray, shares: np.ndarray, gains: np.ndarray, keep: float = 0.9) -> pd.DataFrame:
+    """A short ladder of thresholds worth testing, from the offline gain curve.
+
+    The best one, the one with the fewest messages that keeps most of its gain, and the one with the most messages
+    that does: the offline curve is flat near its top, and only live users can tell these apart.
+
+    Args:
+        thresholds: shape (n,), of the score in EUR.
+        shares: shape (n,), share of users messaged at each threshold.
+        gains: shape (n,), offline gain over sending to nobody, EUR per user.
+        keep: part of the best gain that a rung must keep.
+
+    Returns: one to three rows with columns threshold, share, gain; fewest messages first.
+    Raises: CampaignError: no threshold gains anything.
+    """
+    best = int(np.argmax(gains))
+    if not gains[best] > 0:
+        raise CampaignError(f"gain curve: the best gain is {gains[best]:g}, must be > 0: no threshold beats send-none")
+    near = np.flatnonzero(gains >= keep * gains[best])
+    rungs = {int(near[np.argmin(shares[near])]), best, int(near[np.argmax(shares[near])])}
+    table = pd.DataFrame({"threshold": thresholds, "share": shares, "gain": gains}).iloc[sorted(rungs)]
+    return table.sort_values("share", ignore_index=True)
