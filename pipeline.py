@@ -49,7 +49,7 @@ def main() -> None:
     try:
         app()
     except TactfulError as error:
-        err.print(f"error: {error}", style="bold red", markup=False)
+        err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
         sys.exit(3)
 
 
@@ -86,7 +86,7 @@ def features(until: DateOption = None) -> None:
     from feature_repo.snapshots import build_snapshots
 
     for bad in ingest(data_dir() / "logs", data_dir() / "quarantine"):
-        err.print(f"quarantined: {bad}", style="yellow", markup=False)
+        err.print(f"quarantined: {bad}", style="yellow", markup=False, soft_wrap=True)
     days = build_snapshots(data_dir() / "logs", data_dir() / "features", until.date() if until else None)
     made = f"{len(days)} days, {days[0]} to {days[-1]}" if days else "nothing missing"
     out.print(f"features: {made}, in {data_dir() / 'features'}")
@@ -218,7 +218,7 @@ def fit(
     """Fit the network to a table of your own; no Feast and no logs needed."""
     from models.table import fit_table
 
-    out.print(fit_table(frame, spec, out_dir), markup=False)
+    out.print(fit_table(frame, spec, out_dir), markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -230,7 +230,7 @@ def predict(
     """Predict outcomes, uplift, score and best arm of every row, in row order."""
     from models.table import predict_table
 
-    out.print(predict_table(model, frame, out_file), markup=False)
+    out.print(predict_table(model, frame, out_file), markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -289,7 +289,7 @@ def _answer(as_json: bool, value: Any, text: str) -> None:
     if as_json:
         sys.stdout.write(json.dumps(value, default=str) + "\n")
     else:
-        out.print(text, markup=False)
+        out.print(text, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,256 @@
+"""From the decision log to a packed challenger: frame, checks, network, policy, value, report.
+
+Three disjoint sets of users: the network sees `train`, the threshold is chosen on `select`, and what is reported
+comes from `evaluate`. The split is by salted hash of the user, so a later model keeps the same strangers.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from campaign import Campaign, DataError
+from feature_repo.atomic import replacing, write_json, write_text
+from feature_repo.store import FeatureSchema, feature_schema, open_store
+from models.choice import Choice, Guardrail, choose_policy
+from models.decision_log import Outcome
+from models.evaluation import evaluate
+from models.forward import NumpyModel
+from models.frame import read_decisions, training_frame
+from models.policy import Policy, Threshold, response_baseline
+from models.predictions import prediction_columns, scores
+from models.registry import pack
+from models.spec import FitSpec
+from models.splits import split_of
+
+Progress = Callable[[int, int], None]
+Profile = Callable[[pd.DataFrame, Mapping[str, str]], dict[str, Any]]
+SEND_NOTHING = sys.float_info.max  # threshold that no score exceeds; JSON has no infinity
+MIN_ROWS = 500  # of each split: below this no interval says anything
+
+
+@dataclass(frozen=True)
+class Challenger:
+    """A packed model with its policy and what it is worth.
+
+    Attributes:
+        tag: in the BentoML model store.
+        folder: report.html, values.csv and frame.parquet (rows of all splits with predictions and outcomes).
+        choice: threshold, and every constraint it passed.
+        values: `evaluate` on the `evaluate` users.
+    """
+
+    tag: str
+    folder: Path
+    choice: Choice
+    values: pd.DataFrame
+
+    def summary(self) -> dict[str, Any]:
+        """What a machine reads."""
+        weighted = headline(self.values)
+        return {
+            "tag": self.tag,
+            "report": str(self.folder / "report.html"),
+            "threshold": min(self.choice.threshold, SEND_NOTHING),
+            "reason": self.choice.reason,
+            "values": json.loads(weighted.to_json(orient="records")),
+        }
+
+    def text(self) -> str:
+        """What a person reads."""
+        lines = [f"challenger: {self.tag}", self.choice.reason, "", values_text(self.values), ""]
+        return "\n".join([*lines, f"report: {self.folder / 'report.html'}"])
+
+
+def train_challenger(
+    campaign: Campaign,
+    as_of: datetime,
+    data: Path,
+    *,
+    profile: Profile | None = None,
+    progress: Progress | None = None,
+    warm_start: NumpyModel | None = None,
+) -> Challenger:
+    """Train on what was known at `as_of`, choose a policy, evaluate it, report it, pack it as the challenger.
+
+    Args:
+        campaign: arms, outcomes, guardrails, splits.
+        as_of: no decision that matured later, and no event that arrived later, is used.
+        data: folder with logs/, decisions/ and features/; reports go to reports/.
+        profile: builds the reference profile that monitoring compares with; stored in the model folder.
+        progress: called with (steps done, steps in all) while the network trains.
+        warm_start: start from this model's weights.
+    """
+    store = open_store()
+    schema = feature_schema(store)
+    frame = training_frame(store, read_decisions(data / "decisions"), campaign, data / "logs", as_of)
+    frame["split"] = split_of(frame["user_id"], campaign.splits)
+    _check_splits(frame)
+    return fit_and_report(campaign, frame, schema, data, profile=profile, progress=progress, warm_start=warm_start)
+
+
+def fit_and_report(
+    campaign: Campaign,
+    frame: pd.DataFrame,
+    schema: FeatureSchema,
+    data: Path,
+    *,
+    profile: Profile | None = None,
+    progress: Progress | None = None,
+    warm_start: NumpyModel | None = None,
+) -> Challenger:
+    """`train_challenger` from a frame that is already there (columns of `training_frame`, and `split`)."""
+    from models.report import training_report
+    from models.train import fit
+
+    spec = fit_spec(campaign, schema)
+    fitted = fit(frame[frame["split"] == "train"], spec, progress=progress, warm_start=warm_start)
+    mu_hat = fitted.predict(frame)
+    choice, values = choose_and_evaluate(campaign, frame, mu_hat, rivals(frame, spec))
+    predicted = pd.concat([frame, _predictions(campaign, mu_hat, choice)], axis=1)
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        fitted.save(folder, _extra(campaign, schema, frame, choice, values))
+        if profile is not None:
+            write_json(folder / "reference_profile.json", profile(predicted, dict(schema.types)))
+        tag = pack(folder)
+    report = data / "reports" / tag.replace(":", "-")
+    report.mkdir(parents=True, exist_ok=True)
+    with replacing(report / "frame.parquet") as aside:
+        predicted.to_parquet(aside, index=False)
+    write_text(report / "values.csv", values.to_csv(index=False))
+    write_text(report / "report.html", training_report(campaign, tag, predicted, mu_hat, choice, values))
+    return Challenger(tag, report, choice, values)
+
+
+def fit_spec(campaign: Campaign, schema: FeatureSchema) -> FitSpec:
+    """What the network is told: the feature service's columns, the campaign's arms and outcomes."""
+    return FitSpec(
+        features={name: schema.types[name] for name in schema.names},  # type: ignore[misc]  # numeric | string
+        arms=campaign.arm_names,
+        outcomes=campaign.outcome,
+        outcome_prefix="y_",
+        costs=campaign.costs,
+        propensity="propensity",
+        unit="user_id",
+        seed=campaign.training.seed,
+        members=campaign.training.members,
+    )
+
+
+def rivals(frame: pd.DataFrame, spec: FitSpec) -> dict[str, np.ndarray]:
+    """Predictions of the simpler models, trained on the same rows; name -> mu_hat (n, n_arms, n_outcomes)."""
+    from models.baselines import fit_lightgbm_s, fit_linear_t, fit_response
+
+    train = frame[frame["split"] == "train"]
+    return {
+        "response model": fit_response(train, spec).predict(frame),
+        "linear T-learner": fit_linear_t(train, spec).predict(frame),
+        "LightGBM S-learner": fit_lightgbm_s(train, spec).predict(frame),
+    }
+
+
+def choose_and_evaluate(
+    campaign: Campaign, frame: pd.DataFrame, mu_hat: np.ndarray, rival: Mapping[str, np.ndarray]
+) -> tuple[Choice, pd.DataFrame]:
+    """Threshold from `select`, values from `evaluate`; the network's policy and those of the simpler models."""
+    log, outcomes = evaluation_log(campaign, frame), evaluation_outcomes(campaign)
+    score = scores(mu_hat, campaign.weights, campaign.costs)
+    options: dict[str, Any] = {"segments": list(campaign.segments.columns), "costs": campaign.costs}
+    choice = choose_policy(
+        log,
+        {"uplift": score},
+        outcomes,
+        guardrails=[
+            Guardrail(o.name, float(o.margin or 0), o.segment_margin) for o in campaign.outcome if o.role == "guardrail"
+        ],
+        max_message_share=campaign.policy.max_message_share,
+        mu_hat=mu_hat,
+        alpha=campaign.policy.alpha,
+        **options,
+    )
+    rows = np.flatnonzero(log["split"].to_numpy() == "evaluate")
+    policies: dict[str, Policy] = {"uplift policy": policy_of(choice, score[rows])}
+    share = float((score[rows].max(axis=1) > choice.threshold).mean())
+    for name, other in rival.items():
+        if name == "response model":
+            policies[name] = response_baseline(other[rows], 0, share)
+        else:
+            policies[name] = Threshold(scores(other[rows], campaign.weights, campaign.costs), 0.0)
+    values = evaluate(log.iloc[rows].reset_index(drop=True), policies, outcomes, mu_hat=mu_hat[rows], **options)
+    return choice, values
+
+
+def policy_of(choice: Choice, score: np.ndarray) -> Threshold:
+    """The chosen policy on other rows; an infinite threshold sends nothing."""
+    return Threshold(score, min(choice.threshold, SEND_NOTHING))
+
+
+def evaluation_log(campaign: Campaign, frame: pd.DataFrame) -> pd.DataFrame:
+    """The frame with outcome columns named as the outcomes are."""
+    return frame.rename(columns={f"y_{name}": name for name in campaign.outcome_names})
+
+
+def evaluation_outcomes(campaign: Campaign) -> list[Outcome]:
+    """The campaign's outcomes as the evaluation takes them."""
+    return [Outcome(o.name, o.kind, o.weight) for o in campaign.outcome]
+
+
+def headline(values: pd.DataFrame) -> pd.DataFrame:
+    """Weighted value of each policy, everybody, doubly robust: the rows of the first table."""
+    rows = (values["outcome"] == "weighted") & (values["segment"] == "") & (values["estimator"] == "dr")
+    return values[rows & (values["baseline"] == "")]
+
+
+def values_text(values: pd.DataFrame) -> str:
+    """The headline as aligned text, EUR per user and window."""
+    rows = [
+        f"  {row.policy:<18} {row.value:8.4f}  [{row.ci_lower:8.4f}, {row.ci_upper:8.4f}]"
+        for row in headline(values).itertuples()
+    ]
+    return "\n".join(["value, EUR per user and window, 95% interval:", *rows])
+
+
+def _predictions(campaign: Campaign, mu_hat: np.ndarray, choice: Choice) -> pd.DataFrame:
+    weights = dict(zip(campaign.outcome_names, campaign.weights, strict=True))
+    return prediction_columns(mu_hat, campaign.arm_names, weights, campaign.costs, choice.threshold)
+
+
+def _extra(
+    campaign: Campaign, schema: FeatureSchema, frame: pd.DataFrame, choice: Choice, values: pd.DataFrame
+) -> dict[str, Any]:
+    """The keys of model.json that the network does not know: what it answers, from which data, how well."""
+    weighted = headline(values)
+    return {
+        "campaign": campaign.name,
+        "campaign_hash": campaign.hash,
+        "feature_service": schema.service,
+        "feature_schema_hash": schema.hash,
+        "data_window": {
+            "from": str(frame["decided_at"].min()),
+            "to": str(frame["decided_at"].max()),
+            "n": len(frame),
+        },
+        "policy": {"threshold": min(float(choice.threshold), SEND_NOTHING), "reason": choice.reason},
+        "metrics": {row.policy: {"value": row.value, "se": row.se} for row in weighted.itertuples()},
+        "versions": {"numpy": np.__version__, "pandas": pd.__version__},
+    }
+
+
+def _check_splits(frame: pd.DataFrame) -> None:
+    counts = frame["split"].value_counts().to_dict()
+    short = {name: counts.get(name, 0) for name in ("train", "select", "evaluate") if counts.get(name, 0) < MIN_ROWS}
+    if short:
+        raise DataError(
+            f"too few matured decisions: {counts} by split, need at least {MIN_ROWS} in each; "
+            "wait for more to mature, or change [splits] in campaign.toml"
+        )
