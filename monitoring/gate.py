@@ -1,0 +1,203 @@
+"""May the challenger replace the champion? Both are judged on the same held-out decisions, row by row.
+
+The doubly robust scores of the two policies differ only where the policies do, and share the noise of everything else;
+the difference of their means has a standard error far below either value's. A challenger is promoted when the one-sided
+95% lower bound of that difference is above 0: one that is truly worse passes in at most 5% of the cases.
+
+    promote         better than the champion and than sending nothing, not worse than the simple baselines, guardrails
+                    and calibration in order
+    keep            not measurably better
+    needs_a_person  better, but something else is not in order: a guardrail, calibration, a baseline, too few decisions
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from campaign import Campaign, DataError
+from models.estimators import dr_scores
+from monitoring.realised import MIN_ARM_ROWS, fit_line, mean_and_se, uplifts
+
+ALPHA = 0.05  # one-sided
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Challenger minus a baseline policy, per user: the weighted value in EUR, or an outcome in its unit.
+
+    `lower` is the one-sided 95% bound; `limit` is what `lower` (or `difference`, for baselines) must exceed.
+    """
+
+    name: str
+    outcome: str
+    segment: str
+    n: int
+    difference: float
+    se: float
+    lower: float
+    limit: float
+    status: str
+
+
+@dataclass(frozen=True)
+class GateVerdict:
+    """promote, keep or needs_a_person; why; and every comparison made."""
+
+    verdict: str
+    reasons: tuple[str, ...]
+    table: tuple[Comparison, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-serialisable."""
+        return asdict(self)
+
+
+def judge(
+    frame: pd.DataFrame,
+    policies: Mapping[str, np.ndarray],
+    mu_hat: np.ndarray,
+    campaign: Campaign,
+) -> GateVerdict:
+    """Compare the challenger with the champion and the baselines on held-out matured decisions.
+
+    Args:
+        frame: decisions that neither model was trained on: user_id, arm, propensity, `y_<outcome>`, segment columns,
+            and the challenger's predictions (see `monitoring.realised.uplifts`).
+        policies: arm of each row, shape (n,), integer: "challenger", "champion" (left out when there is none), and
+            any baselines, such as "linear_t_learner" and "response". Send-none is added.
+        mu_hat: shape (n, n_arms, n_outcomes), predictions that did not see the row, for the doubly robust scores.
+        campaign: arms, weights, costs, guardrails and segments.
+
+    Raises: DataError: the challenger is missing, or a policy's or mu_hat's shape does not fit the frame.
+    """
+    n, n_arms = len(frame), len(campaign.arm)
+    _check(policies, mu_hat, (n, n_arms, len(campaign.outcome)))
+    counts = np.bincount(frame["arm"], minlength=n_arms)
+    if counts.min() < MIN_ARM_ROWS:
+        few = campaign.arm_names[int(counts.argmin())]
+        reason = f"few_decisions: {counts.min()} of arm {few}, {MIN_ARM_ROWS} needed"
+        return GateVerdict("needs_a_person", (reason,), ())
+    scores = {name: _scores(frame, arm, mu_hat, campaign) for name, arm in policies.items()}
+    scores["send_none"] = _scores(frame, np.zeros(n, dtype=np.int64), mu_hat, campaign)
+    user = pd.factorize(frame["user_id"])[0]
+    rivals = [name for name in scores if name != "challenger"]
+    against = {name: _compare(name, scores["challenger"] - scores[name], user) for name in rivals}
+    guards = _guardrails(frame, scores, user, campaign)
+    calibration = _calibration(frame, campaign)
+    return _verdict(against, guards, calibration)
+
+
+def _check(policies: Mapping[str, np.ndarray], mu_hat: np.ndarray, shape: tuple[int, int, int]) -> None:
+    if "challenger" not in policies:
+        raise DataError(f"gate: no policy 'challenger' among {sorted(policies)}")
+    if mu_hat.shape != shape:
+        raise DataError(f"gate: mu_hat has shape {mu_hat.shape}, expected {shape}: rows, arms, outcomes")
+    for name, arm in policies.items():
+        if arm.shape != shape[:1] or not np.issubdtype(arm.dtype, np.integer):
+            raise DataError(
+                f"gate: policy {name!r} has shape {arm.shape} of {arm.dtype}, expected ({shape[0]},) integers"
+            )
+        if arm.min(initial=0) < 0 or arm.max(initial=0) >= shape[1]:
+            raise DataError(f"gate: policy {name!r} has arms {arm.min()}..{arm.max()}, expected 0..{shape[1] - 1}")
+
+
+def _scores(frame: pd.DataFrame, arm: np.ndarray, mu_hat: np.ndarray, campaign: Campaign) -> np.ndarray:
+    """Doubly robust scores of a deterministic policy; shape (n, n_outcomes + 1), weighted and net of costs last."""
+    outcome = frame[[f"y_{name}" for name in campaign.outcome_names]].to_numpy(dtype=float)
+    target = np.eye(mu_hat.shape[1])[arm]
+    logged = frame["arm"].to_numpy(dtype=np.int64)
+    score = dr_scores(outcome, logged, target, frame["propensity"].to_numpy(dtype=float), mu_hat)
+    return np.column_stack([score, score @ np.asarray(campaign.weights) - np.asarray(campaign.costs)[arm]])
+
+
+def _compare(
+    name: str,
+    difference: np.ndarray,
+    user: np.ndarray,
+    *,
+    outcome: str = "weighted",
+    segment: str = "",
+    column: int = -1,
+    limit: float = 0.0,
+) -> Comparison:
+    mean, se = mean_and_se(difference[:, column], user)
+    lower = mean - float(norm.ppf(1 - ALPHA)) * se
+    upper = mean + float(norm.ppf(1 - ALPHA)) * se
+    status = "better" if lower > limit else "worse" if upper < limit else "unclear"
+    return Comparison(name, outcome, segment, len(difference), mean, se, lower, limit, status)
+
+
+def _guardrails(
+    frame: pd.DataFrame, scores: Mapping[str, np.ndarray], user: np.ndarray, campaign: Campaign
+) -> list[Comparison]:
+    """Each guardrail outcome of the challenger against sending nothing: overall, and in every segment."""
+    difference = scores["challenger"] - scores["send_none"]
+    found = []
+    for column, outcome in enumerate(campaign.outcome):
+        if outcome.role != "guardrail" or outcome.margin is None:
+            continue
+        groups: list[tuple[str, np.ndarray, float]] = [("", np.ones(len(frame), dtype=bool), outcome.margin)]
+        if outcome.segment_margin is not None:
+            for name in campaign.segments.columns:
+                values = frame[name].to_numpy()
+                groups += [
+                    (f"{name}={value}", values == value, outcome.segment_margin)
+                    for value in frame[name].dropna().unique()
+                ]
+        for segment, chosen, margin in groups:
+            found.append(
+                _compare(
+                    "send_none",
+                    difference[chosen],
+                    user[chosen],
+                    outcome=outcome.name,
+                    segment=segment,
+                    column=column,
+                    limit=-margin,
+                )
+            )
+    return found
+
+
+def _calibration(frame: pd.DataFrame, campaign: Campaign) -> list[str]:
+    """Arms whose realised slope is not significantly above 0: the challenger's ranking tells nothing there."""
+    rows = uplifts(frame, campaign)
+    flat = []
+    for a, arm in enumerate(campaign.arm_names[1:]):
+        s = rows.predicted[:, a, -1]
+        theta, cov = fit_line(s, rows.score[:, a, -1] - s, rows.user)
+        if 1 + theta[1] < norm.ppf(1 - ALPHA) * np.sqrt(cov[1, 1]):
+            flat.append(f"{arm} (slope {1 + theta[1]:.2f}, standard error {np.sqrt(cov[1, 1]):.2f})")
+    return flat
+
+
+def _verdict(against: Mapping[str, Comparison], guards: Sequence[Comparison], flat: Sequence[str]) -> GateVerdict:
+    table = (*against.values(), *guards)
+    rival = against.get("champion", against["send_none"])
+    if rival.status != "better":
+        return GateVerdict("keep", (f"not better than {rival.name}: {_words(rival)}",), table)
+    reasons = []
+    if against["send_none"].status != "better":
+        reasons.append(f"not better than sending nothing: {_words(against['send_none'])}")
+    for name, comparison in against.items():
+        if name not in ("champion", "send_none") and comparison.difference <= 0:
+            reasons.append(f"not better than {name}: {_words(comparison)}")
+    # overall a guardrail must be certified; a segment is small, so there it must only not look violated
+    for guard in guards:
+        if guard.status != "better" if not guard.segment else guard.difference < guard.limit:
+            where = guard.segment or "everybody"
+            reasons.append(f"guardrail {guard.outcome}, {where}: {_words(guard)}, limit {guard.limit:g}")
+    reasons += [f"calibration: the score does not rank users, for arm {arm}" for arm in flat]
+    if reasons:
+        return GateVerdict("needs_a_person", tuple(reasons), table)
+    return GateVerdict("promote", (f"better than {rival.name}: {_words(rival)}",), table)
+
+
+def _words(c: Comparison) -> str:
+    return f"{c.difference:+.4f} per user, standard error {c.se:.4f}, lower bound {c.lower:+.4f}"
