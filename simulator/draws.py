@@ -1,7 +1,7 @@
 """Counter-based random numbers: every draw is a hash of (seed, user, block, event, label).
 
 A stateful generator would make a user's behaviour depend on how many users were drawn before him. Here it depends on
-his own key only: worlds of 1,000 and 1,000,000 users share their first 1,000 users, chunks need no order, and two worlds
+his own key only: worlds of 1,000 and 1,000,000 users share their first 1,000, chunks need no order, and two worlds
 that differ in a policy or a drift share every other draw (common random numbers).
 
 Source: SplitMix64 finaliser, Steele, Lea, Flood (2014), "Fast splittable pseudorandom number generators".

@@ -114,7 +114,7 @@ _TERMS: dict[str, Callable[[State], Floats]] = {
 
 # One profile per message arm, in the order in which the arms are named.
 PROFILES = (
-    # an offer of the paid plan: sells to new, evening and middling listeners; annoys subscribers, skippers and the tired
+    # an offer of the paid plan: sells to new, evening and middling listeners; annoys subscribers, skippers, the tired
     Profile(
         start={"one": 0.0, "fresh": 0.8, "middling": 1.3, "skip": -0.65, "price": -0.4, "fatigue": -1.6, "web": -0.9,
                "evening_match": 0.6, "home": 0.4, "trial": -0.3, "susceptible": 0.3},
@@ -143,8 +143,8 @@ def check_messages(messages: tuple[str, ...]) -> None:
     """Raise DataError unless there are 1 to 3 distinct message names."""
     if not 1 <= len(messages) <= len(PROFILES) or len(set(messages)) < len(messages):
         raise DataError(
-            f"messages are {list(messages)}; the simulator knows the effects of 1 to {len(PROFILES)} different messages: "
-            "name as many arms beside control"
+            f"messages are {list(messages)}; the simulator knows the effects of 1 to {len(PROFILES)} different "
+            "messages: name as many arms beside control"
         )
 
 

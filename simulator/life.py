@@ -30,7 +30,7 @@ from simulator.traits import (
     TRIAL,
     WEEK,
     Users,
-)  # fmt: skip
+)
 
 _EVENING_HOUR = 18
 _HABIT = 0.5  # weight of last block's activity in this one's
@@ -96,12 +96,13 @@ def state_of(users: Users, life: Life, rows: Ints, key: Key, begin: Ints, surfac
     habit = ((life.sessions[rows] + 2) / (life.expected[rows] + 2)) ** _HABIT
     week = np.exp(_WOBBLE * normal(child(child(seed, 3), begin // WEEK), "wobble"))
     account_days = np.maximum(begin - cohort.signup_at, 0) / DAY
+    last_seen = np.maximum(life.last_session[rows], cohort.signup_at)
     return State(
         premium=plan == PREMIUM,
         trial=plan == TRIAL,
         engagement=cohort.engagement,
         active=(np.log1p(life.sessions[rows]) - 2.5) / 0.9,
-        lapsed=np.clip((begin - life.last_session[rows]) / BLOCK, 0.0, 1.0),
+        lapsed=np.clip((begin - last_seen) / BLOCK, 0.0, 1.0),
         fresh=np.exp(-account_days / 150.0),
         skip=cohort.skip,
         price=cohort.price,
@@ -119,17 +120,28 @@ def state_of(users: Users, life: Life, rows: Ints, key: Key, begin: Ints, surfac
 
 
 def live(
-    users: Users, life: Life, rows: Ints, key: Key, begin: Ints, state: State, arms: Ints, drifts: frozenset[str],
+    users: Users,
+    life: Life,
+    rows: Ints,
+    key: Key,
+    begin: Ints,
+    state: State,
+    arms: Ints,
+    drifts: frozenset[str],
     subscribing: Bools,
-) -> Block:  # fmt: skip
+) -> Block:
     """Draw one block of a cohort under given arms and bring `life` to its end.
 
     Args:
-        users, life, rows, key, begin: as in `state_of`.
-        state: the cohort's state.
+        users: traits of everybody.
+        life: what changes, of everybody; changed in place.
+        rows: the cohort, shape (n,).
+        key: of each user's block, shape (n,).
+        begin: instants of the block's start, shape (n,).
+        state: the cohort's state then.
         arms: shape (n,).
         drifts: kinds of drift in force.
-        subscribing: users whose plan may change in this block.
+        subscribing: users whose plan may change in this block, shape (n,).
     """
     cohort = take(users, rows)
     chosen = _rates_of(state, arms, drifts)

@@ -88,7 +88,7 @@ class Outbox:
         rows, created = rows[order], created[order]
         day = (created - self._start) // DAY
         days = range(int(day[0]), int(day[-1]) + 1) if len(day) else range(0)
-        edges = np.searchsorted(day, list(days) + [days.stop])
+        edges = np.searchsorted(day, [*days, days.stop])
         for d, lower, upper in zip(days, edges[:-1], edges[1:], strict=True):
             if lower < upper and self._start + d * DAY < self._end:
                 part = {name: values[rows[lower:upper]] for name, values in columns.items()}
@@ -146,7 +146,9 @@ def write_table(file: Path, schema: pa.Schema, columns: Mapping[str, Any]) -> No
     file.parent.mkdir(parents=True, exist_ok=True)
     aside = file.with_name(f".{file.name}.aside")
     arrays = [_array(columns[field.name], field.type) for field in schema]
-    pq.write_table(pa.Table.from_arrays(arrays, schema=schema), aside, compression="zstd")
+    table = pa.Table.from_arrays(arrays, schema=schema)
+    categories = [name for name in schema.names if name in _CATEGORIES]
+    pq.write_table(table, aside, compression="zstd", use_dictionary=categories)  # ids would only fill dictionaries
     os.replace(aside, file)
 
 

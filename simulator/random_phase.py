@@ -91,6 +91,7 @@ def simulate(
             share = (first / users, size / users)
             part = World(aside, size, days, seed, end=end, messages=messages, first_user=first)
             _run(part, first, days, holdout_share, progress, share)
+        os.sync()  # every file on disk before the one that says so
         _write_json(aside / "logs" / "world.json", world)
     world = _read(aside) or world
     for name in _PARTS:
@@ -154,20 +155,20 @@ def _found(root: Path, world: dict[str, Any], aside: Path) -> dict[str, Any] | N
     remedy = f"remove {root} or choose another folder with TACTFUL_DATA"
     if found is not None:
         asked = ", ".join(
-            f"{key} {found.get(key)!r} (asked: {world[key]!r})" for key in _KEYS if found[key] != world[key]
+            f"{key} {found.get(key)!r} (asked: {world[key]!r})" for key in _KEYS if found.get(key) != world[key]
         )
         raise DataError(f"{root}: another simulated world exists with {asked}; {remedy}")
     left = [name for name in _PARTS if (root / name).exists() and not _same(_read(aside), world)]
     if left:
         raise DataError(
-            f"{root}: {', '.join(left)} exist but no logs/world.json: not written by a simulation; {remedy}"
+            f"{root}: found {', '.join(left)} without logs/world.json, so not a whole simulated world; {remedy}"
         )
     return None
 
 
 def _same(found: dict[str, Any] | None, world: dict[str, Any]) -> bool:
     """Whether two worlds agree in all but their dates: `end` is today by default, and a rerun tomorrow is a rerun."""
-    return found is not None and all(found[key] == world[key] for key in _KEYS)
+    return found is not None and all(found.get(key) == world[key] for key in _KEYS)
 
 
 def _read(root: Path) -> dict[str, Any] | None:
