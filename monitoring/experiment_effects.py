@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from scipy.special import ndtr
 
 from monitoring.experiment_plan import ExperimentPlan, Metric
@@ -84,8 +84,11 @@ def current_look(plan: ExperimentPlan, users: int, previous: Sequence[float] | N
     return Look(len(plan.fractions), users, planned, (*earlier, max(fraction, 1e-4)))
 
 
-def effect_table(table: ExperimentTable, plan: ExperimentPlan, look: Look) -> pd.DataFrame:
-    """One row per candidate, metric and segment ("" = everybody).
+Row = dict[str, Any]
+
+
+def effect_rows(table: ExperimentTable, plan: ExperimentPlan, look: Look) -> list[Row]:
+    """One row per candidate, metric and segment ("" = everybody), as the columns of a table.
 
     Columns: variant, metric, kind, role, direction, segment, n_control, n_treatment, mean_control, mean_treatment,
     effect_size, rel_effect_size, ci_lower, ci_upper, ci_level, z, pvalue, margin, method, variance_ratio, status and
@@ -99,15 +102,12 @@ def effect_table(table: ExperimentTable, plan: ExperimentPlan, look: Look) -> pd
         for arm in range(1, len(plan.variants))
         for metric in plan.metric
     ]
-    effects = pd.DataFrame(rows)
-    effects["status"] = _success_status(effects, plan, look)
-    effects["alarm"] = _alarms(effects, plan, look)
-    return effects
+    return _with_alarms(_with_success(rows, plan, look), plan, look)
 
 
 def _row(
     table: ExperimentTable, plan: ExperimentPlan, look: Look, metric: Metric, arm: int, segment: str, mask: np.ndarray
-) -> dict[str, object]:
+) -> Row:
     everyone = mask & ((table.variant == 0) | (table.variant == arm))
     rows = everyone if table.trigger is None else everyone & table.trigger
     treated = table.variant[rows] == arm
@@ -202,36 +202,35 @@ def _status(
     return "non_inferior" if bad_end > -margin else "not_shown"
 
 
-def _success_status(effects: pd.DataFrame, plan: ExperimentPlan, look: Look) -> pd.Series:
-    """Status with Holm over the success metrics of all candidates, everybody only; segments are told, not tested."""
-    status = effects["status"].copy()
-    tested = effects.index[(effects["role"] == "success") & (effects["segment"] == "") & (status != "insufficient")]
-    family = len(plan.treatments) * sum(m.role == "success" for m in plan.metric)
-    critical = {m: look.critical(plan.alpha / (2 * m)) for m in range(1, family + 1)}
-    padded = np.r_[effects.loc[tested, "z"].to_numpy(dtype=float), np.zeros(family - len(tested))]
-    for index, rejected in zip(tested, holm(padded, critical), strict=False):
+def _with_success(rows: list[Row], plan: ExperimentPlan, look: Look) -> list[Row]:
+    """Status by Holm over the success metrics of all candidates, everybody only; segments are told, not tested."""
+    family = [row for row in rows if row["role"] == "success" and row["segment"] == ""]
+    critical = {m: look.critical(plan.alpha / (2 * m)) for m in range(1, len(family) + 1)}
+    z = np.array([0.0 if row["status"] == "insufficient" else row["z"] for row in family])
+    for row, rejected in zip(family, holm(z, critical), strict=True):
         if rejected:
-            better = (effects.loc[index, "z"] > 0) == (effects.loc[index, "direction"] == "higher")
-            status[index] = "improved" if better else "worse"
-    return status
+            row["status"] = "improved" if _improvement(row) > 0 else "worse"
+    return rows
 
 
-def _alarms(effects: pd.DataFrame, plan: ExperimentPlan, look: Look) -> np.ndarray:
+def _with_alarms(rows: list[Row], plan: ExperimentPlan, look: Look) -> list[Row]:
     """Deterioration at any reading: half of alpha for everybody's metrics, half for the guardrails in segments.
 
     A guardrail already shown to be within its margin raises no alarm: that much loss is tolerated.
     """
-    overall = (effects["segment"] == "").to_numpy(dtype=bool)
-    in_segments = ~overall & (effects["role"] == "guardrail").to_numpy(dtype=bool)
-    alarm = np.zeros(len(effects), dtype=bool)
-    halves = 2 if in_segments.any() else 1
-    for group in (overall, in_segments):
-        if group.any():
-            bound = look.alarm(plan.alpha / halves / int(group.sum()))
-            improvement = effects["z"].to_numpy() * np.where(effects["direction"] == "higher", 1, -1)
-            alarm |= group & (improvement < -bound)
-    settled = effects["status"].isin(["insufficient", "non_inferior"]).to_numpy()
-    return np.asarray(alarm & ~settled)
+    overall = [row for row in rows if row["segment"] == ""]
+    in_segments = [row for row in rows if row["segment"] != "" and row["role"] == "guardrail"]
+    groups = [group for group in (overall, in_segments) if group]
+    bound = {id(row): look.alarm(plan.alpha / len(groups) / len(group)) for group in groups for row in group}
+    for row in rows:
+        settled = row["status"] in ("insufficient", "non_inferior")
+        row["alarm"] = not settled and id(row) in bound and _improvement(row) < -bound[id(row)]
+    return rows
+
+
+def _improvement(row: Row) -> float:
+    """Z statistic towards the good side."""
+    return float(row["z"] if row["direction"] == "higher" else -row["z"])
 
 
 def amount(kind: str, value: float, *, signed: bool = True) -> str:
@@ -239,4 +238,15 @@ def amount(kind: str, value: float, *, signed: bool = True) -> str:
     sign = "+" if signed else ""
     if math.isnan(value):
         return "unknown"
-    return f"{100 * value:{sign}.2f} pp" if kind == "binary" else f"{value:{sign}.4g}"
+    if kind == "binary":
+        return f"{100 * value:{sign}.2f} pp"
+    return f"{value:{sign}.3g}" if abs(value) < 1000 else f"{value:{sign},.0f}"
+
+
+def amount_with_interval(kind: str, value: float, low: float, high: float) -> str:
+    """An effect and its interval for people, in the metric's unit: "+0.63 [-0.11, +1.37] pp"."""
+    if math.isnan(low):
+        return amount(kind, value)
+    unit = " pp" if kind == "binary" else ""
+    told = [amount(kind, v).removesuffix(" pp") for v in (value, low, high)]
+    return f"{told[0]} [{told[1]}, {told[2]}]{unit}"

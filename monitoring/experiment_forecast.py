@@ -14,7 +14,7 @@ from scipy.special import chdtrc
 
 from campaign import DataError
 from feature_repo.atomic import write_json
-from monitoring.experiment_effects import Look, effect_table
+from monitoring.experiment_effects import Look, Row, effect_rows
 from monitoring.experiment_file import Forecast
 from monitoring.experiment_plan import ExperimentPlan
 from monitoring.experiment_stats import wilson
@@ -70,8 +70,8 @@ def forecast_against_outcome(forecasts: Sequence[Forecast], frame: pd.DataFrame,
     live = _live_95(frame, plan)
     rows = []
     for f in forecasts:
-        row = live[(live["variant"] == f.variant) & (live["metric"] == f.metric)]
-        effect, low, high = row[["effect_size", "ci_lower", "ci_upper"]].to_numpy(dtype=float)[0].tolist()
+        row = next(row for row in live if (row["variant"], row["metric"]) == (f.variant, f.metric))
+        effect, low, high = row["effect_size"], row["ci_lower"], row["ci_upper"]
         gap = effect - f.value
         lower = gap - math.hypot(effect - low, f.ci_upper - f.value)
         upper = gap + math.hypot(high - effect, f.value - f.ci_lower)
@@ -81,13 +81,13 @@ def forecast_against_outcome(forecasts: Sequence[Forecast], frame: pd.DataFrame,
     return pd.DataFrame(rows, columns=[*names, "difference", "ci_lower", "ci_upper", "covered"])
 
 
-def _live_95(frame: pd.DataFrame, plan: ExperimentPlan) -> pd.DataFrame:
+def _live_95(frame: pd.DataFrame, plan: ExperimentPlan) -> list[Row]:
     """Live effects of everybody with plain two-sided 95% intervals, whatever the plan's roles and looks."""
     as_success = {"role": "success", "margin": None, "segment_margin": None}
     metric = tuple(m.model_copy(update=as_success) for m in plan.metric)
     plain = plan.model_copy(update={"metric": metric, "segments": (), "alpha": 0.05, "looks": 1, "planned_users": None})
     table = checked_table(frame, plain)
-    return effect_table(table, plain, Look(1, table.n, None, ()))
+    return effect_rows(table, plain, Look(1, table.n, None, ()))
 
 
 def keep_forecasts(file: Path, experiment: str, compared: pd.DataFrame) -> None:

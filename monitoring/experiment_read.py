@@ -6,15 +6,14 @@ quality check failed. Roll back when the deterioration alarm rings, which holds 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 
 from monitoring.experiment_checks import quality_checks
-from monitoring.experiment_effects import Look, amount, current_look, effect_table
+from monitoring.experiment_effects import Look, Row, amount, amount_with_interval, current_look, effect_rows
 from monitoring.experiment_plan import ExperimentPlan
 from monitoring.experiment_table import checked_table
 
@@ -25,7 +24,7 @@ Decision = Literal["ship", "hold", "rollback"]
 class Readout:
     """What an experiment says.
 
-    `reasons` are sentences; `table` is described at experiment_effects.effect_table, `checks` at
+    `reasons` are sentences; `table` is described at experiment_effects.effect_rows, `checks` at
     experiment_checks.quality_checks; `variant` is the candidate to ship, "" when none.
     """
 
@@ -57,15 +56,8 @@ class Readout:
         }
 
 
-Row = dict[str, Any]
-
-
-def _records(frame: pd.DataFrame) -> list[Row]:
-    return _rows(frame.astype(object).where(frame.notna(), None))
-
-
-def _rows(frame: pd.DataFrame) -> list[Row]:
-    return [{str(k): v for k, v in row.items()} for row in frame.to_dict("records")]
+def _records(frame: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
 def read_experiment(frame: pd.DataFrame, plan: ExperimentPlan, *, previous: Sequence[float] | None = None) -> Readout:
@@ -83,14 +75,14 @@ def read_experiment(frame: pd.DataFrame, plan: ExperimentPlan, *, previous: Sequ
     table = checked_table(frame, plan)
     look = current_look(plan, table.n, previous)
     checks = quality_checks(table, plan)
-    effects = effect_table(table, plan, look)
-    judged = {name: _judge(effects[effects["variant"] == name]) for name in plan.treatments}
-    failed = [_failure(row) for row in _rows(checks[~checks["passed"]])]
-    decision, variant, reasons = _decide(judged, failed, effects, plan)
-    return Readout(decision, reasons, effects, checks, variant, look, plan, _notes(frame, plan, look, table.trigger))
+    rows = effect_rows(table, plan, look)
+    failed = [_failure(check) for check in checks.to_dict("records") if not check["passed"]]
+    decision, variant, reasons = _decide(rows, failed, plan)
+    notes = _notes(frame, plan, look, table.trigger)
+    return Readout(decision, reasons, pd.DataFrame(rows), checks, variant, look, plan, notes)
 
 
-def _failure(check: Row) -> str:
+def _failure(check: Mapping[Hashable, Any]) -> str:
     where = f" in {check['scope']}" if check["scope"] else ""
     words = {
         "sample_ratio": "sample ratio mismatch (SRM)",
@@ -108,23 +100,22 @@ class _Verdict:
     alarms: list[str]
 
 
-def _judge(rows: pd.DataFrame) -> _Verdict:
+def _judge(rows: list[Row]) -> _Verdict:
     """Sentences for and against one candidate."""
-    success = rows[(rows["role"] == "success") & (rows["segment"] == "")]
-    guardrail = rows[rows["role"] == "guardrail"]
-    improved = [f"{_said(row)}: improved" for row in _rows(success[success["status"] == "improved"])]
-    missing = [f"{_said(row)}: significantly worse" for row in _rows(success[success["status"] == "worse"])]
+    success = [row for row in rows if row["role"] == "success" and row["segment"] == ""]
+    improved = [f"{_said(row)}: improved" for row in success if row["status"] == "improved"]
+    missing = [f"{_said(row)}: significantly worse" for row in success if row["status"] == "worse"]
     if not improved:
-        missing.append("no success metric is shown to improve: " + "; ".join(map(_said_open, _rows(success))))
-    missing += [_unproven(row) for row in _rows(guardrail[guardrail["status"] != "non_inferior"])]
-    alarms = [f"deterioration alarm: {_said(row)}" for row in _rows(rows[rows["alarm"]])]
+        missing.append("no success metric is shown to improve: " + "; ".join(map(_said_open, success)))
+    missing += [_unproven(row) for row in rows if row["role"] == "guardrail" and row["status"] != "non_inferior"]
+    alarms = [f"deterioration alarm: {_said(row)}" for row in rows if row["alarm"]]
     return _Verdict(improved, missing, alarms)
 
 
 def _said(row: Row) -> str:
     where = f" in {row['segment']}" if row["segment"] else ""
-    effect, low, high = (amount(row["kind"], row[key]) for key in ("effect_size", "ci_lower", "ci_upper"))
-    return f"{row['metric']}{where} {effect} ({row['ci_level']:.0%} interval {low} to {high})"
+    effect = amount_with_interval(row["kind"], row["effect_size"], row["ci_lower"], row["ci_upper"])
+    return f"{row['metric']}{where} {effect} ({row['ci_level']:.0%} interval)"
 
 
 def _said_open(row: Row) -> str:
@@ -142,41 +133,39 @@ def _unproven(row: Row) -> str:
     return f"guardrail {_said(row)}: not shown to be non-inferior, margin {margin}"
 
 
-def _decide(
-    judged: dict[str, _Verdict], failed: list[str], effects: pd.DataFrame, plan: ExperimentPlan
-) -> tuple[Decision, str, list[str]]:
+def _decide(rows: list[Row], failed: list[str], plan: ExperimentPlan) -> tuple[Decision, str, list[str]]:
+    judged = {name: _judge([row for row in rows if row["variant"] == name]) for name in plan.treatments}
     prefix = {name: f"{name}: " if len(judged) > 1 else "" for name in judged}
     ready = [name for name, v in judged.items() if v.improved and not v.missing and not v.alarms]
     alarmed = [name for name, v in judged.items() if v.alarms]
     alarms = [prefix[name] + sentence for name in alarmed for sentence in judged[name].alarms]
     if len(alarmed) == len(judged):
         return "rollback", "", alarms + failed
+    alarms += [f"stop {name}" for name in alarmed]
     if ready and not failed:
-        best = _best(ready, effects, plan)
+        best = _best(ready, rows, plan)
         shown = [prefix[best] + sentence for sentence in judged[best].improved]
-        stopped = [f"stop {name}" for name in alarmed]
-        return "ship", best, [*shown, *_harmless(effects[effects["variant"] == best]), *alarms, *stopped]
-    reasons = [prefix[name] + sentence for name, v in judged.items() for sentence in v.missing]
+        return "ship", best, [*shown, *_harmless([row for row in rows if row["variant"] == best]), *alarms]
+    reasons = [prefix[name] + sentence for name, v in judged.items() for sentence in [*v.missing, *v.improved]]
     return "hold", "", failed + alarms + reasons
 
 
-def _best(ready: list[str], effects: pd.DataFrame, plan: ExperimentPlan) -> str:
+def _best(ready: list[str], rows: list[Row], plan: ExperimentPlan) -> str:
     """Of several candidates that may ship: the largest improvement of the plan's first success metric."""
     first = next(m for m in plan.metric if m.role == "success")
-    rows = effects[(effects["segment"] == "") & (effects["metric"] == first.name)]
-    gain = dict(zip(rows["variant"], first.sign * rows["effect_size"], strict=True))
+    everybody = [row for row in rows if row["segment"] == "" and row["metric"] == first.name]
+    gain = {row["variant"]: first.sign * row["effect_size"] for row in everybody}
     return max(ready, key=lambda name: gain[name])
 
 
-def _harmless(rows: pd.DataFrame) -> list[str]:
-    guardrail = rows[rows["role"] == "guardrail"]
-    if guardrail.empty:
+def _harmless(rows: list[Row]) -> list[str]:
+    guardrail = [row for row in rows if row["role"] == "guardrail"]
+    if not guardrail:
         return []
-    segments = guardrail["segment"].nunique() - 1
-    names = ", ".join(guardrail["metric"].unique())
-    where = f"for everybody and in all {segments} segments" if segments else "for everybody"
-    higher = guardrail["direction"] == "higher"
-    worse = _rows(guardrail[np.where(higher, guardrail["ci_upper"] < 0, guardrail["ci_lower"] > 0)])
+    segments = {row["segment"] for row in guardrail} - {""}
+    names = ", ".join(dict.fromkeys(row["metric"] for row in guardrail))
+    where = f"for everybody and in all {len(segments)} segments" if segments else "for everybody"
+    worse = [r for r in guardrail if (r["ci_upper"] < 0 if r["direction"] == "higher" else r["ci_lower"] > 0)]
     return [f"guardrails non-inferior {where}: {names}", *(f"{_said(row)}: worse, within its margin" for row in worse)]
 
 

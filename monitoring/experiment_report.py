@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from html import escape
 from typing import Any
 
 import pandas as pd
 
 from models.page import table_html
-from monitoring.experiment_effects import amount
+from monitoring.experiment_effects import amount, amount_with_interval
 from monitoring.experiment_read import Readout
 
 WORDS = {"ship": "Ship", "hold": "Hold", "rollback": "Roll back"}
@@ -40,6 +41,7 @@ h3 { font-size: 1rem; margin: 22px 0 2px; } h3 small { color: var(--soft); font-
   font-size: .85rem; font-weight: 400; color: var(--soft); } .row .said em.good { color: var(--good); }
 .row .said em.bad { color: var(--bad); font-weight: 600; } .row svg { width: 100%; height: 26px; display: block; }
 .axis { display: flex; justify-content: space-between; color: var(--soft); font-size: .85rem; }
+.row.scale { border: 0; padding: 0; }
 svg line { vector-effect: non-scaling-stroke; } .ci { stroke: var(--ink); stroke-width: 2; }
 .point { stroke: var(--ink); stroke-width: 6; } .zero { stroke: var(--soft); stroke-width: 1; }
 .margin { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 4 3; }
@@ -48,8 +50,8 @@ th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--li
 th { color: var(--soft); } td.text, th.text { text-align: left; } .fail { color: var(--bad); font-weight: 600; }
 td.detail { white-space: normal; min-width: 16rem; } caption { text-align: left; color: var(--soft);
   caption-side: bottom; font-size: .88rem; padding: 4px 0; } summary { cursor: pointer; color: var(--soft); }
-@media (max-width: 640px) { .row { grid-template-columns: 1fr auto; padding: 6px 0; } .row svg { grid-column: 1 / 3;
-  grid-row: 2; } .row .said { font-size: .88rem; } body { font-size: 15px; } }
+@media (max-width: 640px) { .row { grid-template-columns: 1fr auto; padding: 6px 0; } .row svg, .row .axis {
+  grid-column: 1 / 3; grid-row: 2; } .row .said { font-size: .88rem; } body { font-size: 15px; } }
 @media print { .row, table { break-inside: avoid; } }
 """
 
@@ -127,21 +129,18 @@ def _forest(rows: pd.DataFrame) -> str:
     low, high = low - pad, high + pad
     role = f"{first['role']}, {first['direction']} is better"
     title = f"<h3>{escape(str(first['metric']))} <small>{escape(str(first['variant']))}, {role}</small></h3>"
-    body = "".join(_forest_row({str(k): v for k, v in row.items()}, low, high) for row in rows.to_dict("records"))
+    body = "".join(_forest_row(row, low, high) for row in rows.to_dict("records"))
     ends = [amount(str(first["kind"]), end) for end in (low, high)]
-    axis = f'<div class="axis" aria-hidden="true"><span>{ends[0]}</span><span>{ends[1]}</span></div>'
+    scale = f'<span class="axis"><span>{ends[0]}</span><span>{ends[1]}</span></span>'
+    axis = f'<div class="row scale" aria-hidden="true"><span></span>{scale}<span></span></div>'
     return f"<section>{title}{axis}{body}</section>"
 
 
-def _forest_row(row: dict[str, Any], low: float, high: float) -> str:
+def _forest_row(row: Mapping[Hashable, Any], low: float, high: float) -> str:
     label = escape(row["segment"] or "everybody")
     kind = row["kind"]
-    said = amount(kind, row["effect_size"])
-    if row["ci_lower"] == row["ci_lower"]:
-        said += f" [{amount(kind, row['ci_lower'])}, {amount(kind, row['ci_upper'])}]"
-    status = "deterioration alarm" if row["alarm"] else STATUS[row["status"]]
-    if row["role"] == "success" and row["segment"] and row["status"] != "insufficient":
-        status = ""  # segments of success metrics are told, not tested
+    said = amount_with_interval(kind, row["effect_size"], row["ci_lower"], row["ci_upper"])
+    status = _status(row)
     tone = "bad" if row["alarm"] or row["status"] == "worse" else ""
     tone = "good" if row["status"] in ("improved", "non_inferior") else tone
     note = f'<em class="{tone}">{status}</em>' if status else ""
@@ -151,7 +150,13 @@ def _forest_row(row: dict[str, Any], low: float, high: float) -> str:
     )
 
 
-def _bar(row: dict[str, Any], low: float, high: float, label: str) -> str:
+def _status(row: Mapping[Hashable, Any]) -> str:
+    if row["role"] == "success" and row["segment"] and row["status"] != "insufficient":
+        return ""  # segments of success metrics are told, not tested
+    return "deterioration alarm" if row["alarm"] else STATUS[row["status"]]
+
+
+def _bar(row: Mapping[Hashable, Any], low: float, high: float, label: str) -> str:
     def line(kind: str, x1: float, x2: float, y1: int, y2: int) -> str:
         a, b = (100 * (x - low) / (high - low) for x in (x1, x2))
         return f'<line class="{kind}" x1="{a:.2f}" x2="{b:.2f}" y1="{y1}" y2="{y2}"/>'
@@ -172,7 +177,6 @@ def _effects_for_people(table: pd.DataFrame) -> pd.DataFrame:
     for row in table.to_dict("records"):
         kind = row["kind"]
         margin = amount(kind, row["margin"], signed=False) if row["role"] == "guardrail" else ""
-        effect, low, high = (amount(kind, row[key]) for key in ("effect_size", "ci_lower", "ci_upper"))
         rows.append(
             {
                 "variant": row["variant"],
@@ -180,12 +184,12 @@ def _effects_for_people(table: pd.DataFrame) -> pd.DataFrame:
                 "segment": row["segment"] or "everybody",
                 "control": _mean(kind, row["mean_control"], row["n_control"]),
                 "treatment": _mean(kind, row["mean_treatment"], row["n_treatment"]),
-                "effect": effect,
-                "interval": f"{low} to {high} ({row['ci_level']:.0%})",
+                "effect": amount_with_interval(kind, row["effect_size"], row["ci_lower"], row["ci_upper"]),
+                "level": f"{row['ci_level']:.0%}",
                 "margin": margin,
                 "p": "" if row["pvalue"] != row["pvalue"] else f"{row['pvalue']:.2g}",
                 "method": row["method"],
-                "result": "deterioration alarm" if row["alarm"] else STATUS[row["status"]],
+                "result": _status(row),
             }
         )
     return pd.DataFrame(rows)
@@ -220,7 +224,7 @@ def _compared_for_people(compared: pd.DataFrame, readout: Readout) -> pd.DataFra
             ("live", "live_lower", "live_upper"),
             ("difference", "ci_lower", "ci_upper"),
         ):
-            told[key] = f"{amount(kind, row[key])} [{amount(kind, row[low])}, {amount(kind, row[high])}]"
+            told[key] = amount_with_interval(kind, row[key], row[low], row[high])
         told["agree"] = "yes" if row["covered"] else "no"
         rows.append(told)
     return pd.DataFrame(rows)
