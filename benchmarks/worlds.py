@@ -33,7 +33,7 @@ class World(NamedTuple):
     @property
     def value(self) -> np.ndarray:
         """True score of each message; (n, n_messages)."""
-        return (self.mu[:, 1:] - self.mu[:, :1]) @ WEIGHTS
+        return np.asarray((self.mu[:, 1:] - self.mu[:, :1]) @ WEIGHTS)
 
 
 def make_world(
@@ -114,7 +114,7 @@ _FEATURES = {"smooth": _smooth_features, "steps": _steps_features, "additive": _
 
 
 def _standard(x: np.ndarray) -> np.ndarray:
-    return (x - x[:REFERENCE].mean()) / x[:REFERENCE].std()
+    return np.asarray((x - x[:REFERENCE].mean()) / x[:REFERENCE].std())
 
 
 def _smooth_function(x: np.ndarray, world: np.random.Generator) -> np.ndarray:
@@ -151,7 +151,7 @@ def _condition(column: np.ndarray, feature: int, world: np.random.Generator) -> 
 
 def _linear_function(x: np.ndarray, world: np.random.Generator) -> np.ndarray:
     """Eight linear terms."""
-    return _standard(x[:, world.choice(20, 8, replace=False)] @ world.normal(size=8))
+    return _standard(np.asarray(x[:, world.choice(20, 8, replace=False)] @ world.normal(size=8)))
 
 
 _FUNCTIONS = {"smooth": _smooth_function, "steps": _step_function, "additive": _linear_function}
@@ -182,4 +182,4 @@ def _logit_arm(base: list[np.ndarray], effect: list[np.ndarray]) -> np.ndarray:
 def _additive_arm(control: np.ndarray, effect: list[np.ndarray], rare: float) -> np.ndarray:
     """Effects on the outcome's own scale, all positive on average, sd of the value about .6 of its mean."""
     moved = control + np.array([0.5 * rare, 0.05, 0.5]) * (1 + 0.9 * np.column_stack(effect))
-    return np.clip(moved, [0.0005, 0.01, 0.1], [0.6, 0.99, np.inf])
+    return np.asarray(np.clip(moved, [0.0005, 0.01, 0.1], [0.6, 0.99, np.inf]))

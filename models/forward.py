@@ -64,7 +64,9 @@ class NumpyModel:
         missing = [f.name for f in self.spec.features if f.name not in columns]
         if missing:
             raise ModelError(f"columns {missing} are missing; the model needs {[f.name for f in self.spec.features]}")
-        typed = {f.name: np.asarray(columns[f.name], dtype=_DTYPES[f.kind]) for f in self.spec.features}
+        typed: dict[str, np.ndarray] = {
+            f.name: np.asarray(columns[f.name], dtype=_DTYPES[f.kind]) for f in self.spec.features
+        }
         return encode(typed, self.spec.features, self.tensors)
 
 

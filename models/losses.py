@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -19,7 +20,7 @@ L1_HEAD = 1.00  # the same, of the heads
 SPREAD = 0.003  # times 1e4/n_eff (clipped), on the variance of logit_arm - logit_control over a batch
 
 
-def effective_rows(arm_counts: Sequence[int]) -> float:
+def effective_rows(arm_counts: Sequence[int] | np.ndarray) -> float:
     """1 / sum over arms of (1/n_arms)^2 / n_arm: the rows that a difference between arms rests on.
 
     >>> round(effective_rows([2800, 37200]))
@@ -68,7 +69,7 @@ def sparsity_penalty(net: UpliftNet, rule_strength: Tensor) -> Tensor:
     """
 
     def differences(weight: Tensor) -> Tensor:
-        by_arm = weight.unflatten(2, (net.n_arms, -1))
+        by_arm = weight.view(*weight.shape[:2], net.n_arms, -1)
         return (by_arm[:, :, 1:] - by_arm[:, :, :1]).abs()
 
     return (

@@ -73,7 +73,7 @@ class UpliftNet(nn.Module):
         out = torch.baddbmm(out, inputs, self.skip_weight)
         # rules are centred, and doubled so that a rule's sd is near 1 like every dense input's
         out = out + _shared_matmul(2 * (rules - self.rule_share), self.rules_weight * self.rule_mask)
-        return out.unflatten(2, (self.n_arms, -1))
+        return out.view(*out.shape[:2], self.n_arms, -1)
 
     def decayed(self) -> list[nn.Parameter]:
         """Parameters that weight decay applies to: weights, not biases."""
@@ -96,8 +96,8 @@ class UpliftNet(nn.Module):
         with torch.no_grad():
             for name, parameter in self._named().items():
                 parameter.copy_(torch.from_numpy(tensors[name]))
-            self.head_bias += (self.rule_share @ self.rules_weight).unsqueeze(1)
-            self.rules_weight /= 2
+            self.head_bias.add_((self.rule_share @ self.rules_weight).unsqueeze(1))
+            self.rules_weight.div_(2)
 
     def _named(self) -> dict[str, Tensor]:
         named: dict[str, Tensor] = {

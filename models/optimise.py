@@ -136,17 +136,17 @@ def _optimiser(net: UpliftNet, spec: FitSpec, steps: int) -> Callable[[Tensor], 
 
 def _shares(bits: np.ndarray, start: Tensors) -> np.ndarray:
     """Share of rows where each rule holds, from at most about 100k evenly spaced rows."""
-    return unpack(bits[:: max(1, len(bits) // 100_000)], start).mean(axis=0)
+    return np.asarray(unpack(bits[:: max(1, len(bits) // 100_000)], start).mean(axis=0))
 
 
 def _logit(base: np.ndarray, n: int) -> np.ndarray:
     share = np.clip(base, 0.5 / n, 1 - 0.5 / n)
-    return np.log(share / (1 - share))
+    return np.asarray(np.log(share / (1 - share)))
 
 
 def _entropy(base: np.ndarray) -> np.ndarray:
     share = np.clip(base, 1e-9, 1 - 1e-9)
-    return -(share * np.log(share) + (1 - share) * np.log(1 - share))
+    return np.asarray(-(share * np.log(share) + (1 - share) * np.log(1 - share)))
 
 
 @contextmanager

@@ -11,19 +11,12 @@ import numpy as np
 import pandas as pd
 
 from campaign import DataError, ModelError
+from models.decision_log import Outcome
 
 SCHEMA = 1
 FEW_ROWS = 100  # an arm with fewer rows gets a warning: its uplift will be close to the average of the outcome
 
 Kind = Literal["numeric", "string"]
-
-
-class Target(NamedTuple):
-    """One outcome the network predicts; `weight` is its worth per unit in the score."""
-
-    name: str
-    kind: str  # "binary" | "continuous"
-    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ class FitSpec:
     unit: str | None = None
     seed: int = 0
     members: int = 5
-    rules: int = 300
+    rules: int = 0
     epochs: int = 10
     batch_rows: int = 2048
     learning_rate: float = 3e-3
@@ -81,9 +74,9 @@ class FitSpec:
                 raise DataError(f"outcome {outcome.name!r}: kind == {outcome.kind!r}, must be 'binary' or 'continuous'")
 
     @property
-    def targets(self) -> tuple[Target, ...]:
-        """The outcomes as plain tuples."""
-        return tuple(Target(o.name, o.kind, float(o.weight)) for o in self.outcomes)
+    def targets(self) -> tuple[Outcome, ...]:
+        """The outcomes as the model keeps them."""
+        return tuple(Outcome(o.name, o.kind, float(o.weight)) for o in self.outcomes)
 
 
 @dataclass(frozen=True)
@@ -92,7 +85,7 @@ class ModelSpec:
 
     features: tuple[Feature, ...]
     arms: tuple[str, ...]
-    outcomes: tuple[Target, ...]
+    outcomes: tuple[Outcome, ...]
     costs: tuple[float, ...]
     members: int
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -126,7 +119,7 @@ class ModelSpec:
             raise ModelError(f"model.json: schema == {raw.get('schema')}, this version reads {SCHEMA}; train again")
         try:
             features = tuple(Feature(f["name"], f["kind"], tuple(f.get("categories", ()))) for f in raw["features"])
-            outcomes = tuple(Target(o["name"], o["kind"], float(o["weight"])) for o in raw["outcomes"])
+            outcomes = tuple(Outcome(o["name"], o["kind"], float(o["weight"])) for o in raw["outcomes"])
             own = {"schema", "features", "arms", "outcomes", "costs", "members"}
             extra = {key: value for key, value in raw.items() if key not in own}
             return cls(features, tuple(raw["arms"]), outcomes, tuple(raw["costs"]), raw["members"], extra)

@@ -1,0 +1,154 @@
+"""What the network must beat, always shown beside it: response model, linear T-learner, LightGBM S-learner.
+
+Each is fitted on the same frame and spec as the network and answers with the same array.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from models.encode import Tensors, category_codes, dense_inputs, fit_encoding, fit_features
+from models.spec import Feature, FitSpec, columns_of, labels_of
+
+LINEAR_C = 0.03  # inverse L2 strength of the logistic models; ridge uses alpha = 1 / C
+S_PARAMS = {
+    "num_leaves": 7,
+    "learning_rate": 0.05,
+    "min_data_in_leaf": 100,
+    "verbose": -1,
+    "num_threads": 1,
+    "deterministic": True,
+    "force_row_wise": True,
+}
+S_TREES = 400
+
+
+class Baseline(Protocol):
+    """A fitted baseline."""
+
+    def predict(self, frame: pd.DataFrame) -> np.ndarray:
+        """mu_hat of each row; float64 (n, n_arms, n_outcomes), outcome units."""
+
+
+Fit = Callable[[pd.DataFrame, FitSpec], Baseline]
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """One logistic or ridge regression per arm and outcome, or a constant; on the network's dense inputs."""
+
+    features: tuple[Feature, ...]
+    declared: Mapping[str, str]
+    state: Tensors
+    models: tuple[tuple[Any, ...], ...]  # [arm][outcome]
+
+    def predict(self, frame: pd.DataFrame) -> np.ndarray:
+        """mu_hat of each row; float64 (n, n_arms, n_outcomes), outcome units."""
+        inputs = dense_inputs(columns_of(frame, self.declared), self.features, self.state)
+        return np.stack([np.column_stack([_answer(m, inputs) for m in arm]) for arm in self.models], axis=1)
+
+
+def fit_linear_t(frame: pd.DataFrame, spec: FitSpec) -> LinearModel:
+    """T-learner: every arm its own linear model (raises as `models.train.fit`)."""
+    return _fit_linear(frame, spec, constant_control=False)
+
+
+def fit_response(frame: pd.DataFrame, spec: FitSpec) -> LinearModel:
+    """Response model: messaged users' outcome; control is a constant, so users rank by P(outcome | message)."""
+    return _fit_linear(frame, spec, constant_control=True)
+
+
+def _fit_linear(frame: pd.DataFrame, spec: FitSpec, constant_control: bool) -> LinearModel:
+    labels, columns = labels_of(frame, spec), columns_of(frame, spec.features)
+    features = fit_features(columns)
+    state = fit_encoding(columns, features)
+    inputs = dense_inputs(columns, features, state)
+    models = []
+    for arm in range(len(spec.arms)):
+        rows = labels.arm == arm
+        x = inputs[rows, :0] if constant_control and arm == 0 else inputs[rows]
+        targets = zip(spec.outcomes, labels.outcome[rows].T, strict=True)
+        models.append(tuple(_fit_one(x, y, outcome.kind == "binary") for outcome, y in targets))
+    return LinearModel(features, dict(spec.features), state, tuple(models))
+
+
+def _fit_one(x: np.ndarray, y: np.ndarray, binary: bool) -> Any:
+    """A fitted sklearn model, or the mean where there is nothing to learn from."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    if x.shape[1] == 0 or y.min() == y.max():
+        return float(y.mean())
+    if not binary:
+        return Ridge(alpha=1 / LINEAR_C).fit(x, y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a penalised fit this close is a fair baseline
+        return LogisticRegression(C=LINEAR_C, max_iter=300).fit(x, y)
+
+
+def _answer(model: Any, inputs: np.ndarray) -> np.ndarray:
+    if isinstance(model, float):
+        return np.full(len(inputs), model)
+    if hasattr(model, "predict_proba"):
+        return np.asarray(model.predict_proba(inputs)[:, 1], dtype=np.float64)
+    return np.asarray(model.predict(inputs), dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class BoostedModel:
+    """One LightGBM model per outcome that sees the arm as a feature."""
+
+    features: tuple[Feature, ...]
+    declared: Mapping[str, str]
+    n_arms: int
+    boosters: tuple[Any, ...]
+
+    def predict(self, frame: pd.DataFrame) -> np.ndarray:
+        """mu_hat of each row; float64 (n, n_arms, n_outcomes), outcome units."""
+        columns = columns_of(frame, self.declared)
+        inputs = [_tree_inputs(columns, self.features, np.full(len(frame), arm)) for arm in range(self.n_arms)]
+        by_arm = [np.column_stack([b.predict(x, num_threads=1) for b in self.boosters]) for x in inputs]
+        return np.stack(by_arm, axis=1)
+
+
+def fit_lightgbm_s(frame: pd.DataFrame, spec: FitSpec) -> BoostedModel:
+    """S-learner on boosted trees, native categories and missing values (raises as `models.train.fit`)."""
+    import lightgbm
+
+    labels, columns = labels_of(frame, spec), columns_of(frame, spec.features)
+    features = fit_features(columns)
+    inputs = _tree_inputs(columns, features, labels.arm)
+    strings = [i for i, f in enumerate(features) if f.kind == "string"]
+    boosters = []
+    for outcome, y in zip(spec.outcomes, labels.outcome.T, strict=True):
+        objective = "binary" if outcome.kind == "binary" else "regression"
+        data = lightgbm.Dataset(inputs, y, categorical_feature=[*strings, len(features)])
+        params = S_PARAMS | {"objective": objective, "seed": spec.seed}
+        boosters.append(lightgbm.train(params, data, num_boost_round=S_TREES))
+    return BoostedModel(features, dict(spec.features), len(spec.arms), tuple(boosters))
+
+
+def _tree_inputs(columns: Mapping[str, np.ndarray], features: tuple[Feature, ...], arm: np.ndarray) -> np.ndarray:
+    parts = [category_codes(columns[f.name], f.categories) if f.kind == "string" else columns[f.name] for f in features]
+    return np.column_stack([*parts, arm])
+
+
+def cross_fitted(fit: Fit, frame: pd.DataFrame, spec: FitSpec, fold: np.ndarray) -> np.ndarray:
+    """Out-of-fold mu_hat of a baseline; (n, n_arms, n_outcomes).
+
+    Args:
+        fit: one of the fits above.
+        frame: every row gets a prediction by a model that never saw its fold.
+        spec: as for the network.
+        fold: (n,), as `models.train.folds` gives it.
+    """
+    mu_hat = np.empty((len(frame), len(spec.arms), len(spec.outcomes)))
+    for k in np.unique(fold):
+        mu_hat[fold == k] = fit(frame[fold != k], spec).predict(frame[fold == k])
+    return mu_hat

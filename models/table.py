@@ -1,0 +1,252 @@
+"""Bring your own table: a randomised experiment in one CSV or Parquet file, described by a SPEC.toml.
+
+unit = "user_id"                      # optional; default: each row its own unit
+features = ["recency", "channel"]     # numeric, bool or string columns
+arm = "segment"
+control = "No E-Mail"
+propensity = "p"                      # optional; probability of the arm the row got; default: the arms' shares
+seed = 7
+threshold = 0.0                       # optional; best_arm is control unless its score is above
+[[outcome]]
+name = "visit"
+kind = "binary"
+weight = 1.0
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from campaign import DataError, read_toml, validated
+from feature_repo.atomic import replacing, write_json
+from models.decision_log import Outcome
+from models.forward import NumpyModel
+from models.predictions import policy_arm, scores
+from models.spec import FitSpec, columns_of
+
+REPORT = "report.json"
+UPLIFT_POLICY, RESPONSE_POLICY = "uplift", "response"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class OutcomeColumn(_Strict):
+    """An [[outcome]] of SPEC.toml."""
+
+    name: str = Field(min_length=1)
+    kind: Literal["binary", "continuous"]
+    weight: float = Field(allow_inf_nan=False)
+
+
+class TableSpec(_Strict):
+    """A validated SPEC.toml."""
+
+    unit: str | None = None
+    features: tuple[str, ...] = Field(min_length=1)
+    arm: str
+    control: str
+    propensity: str | None = None
+    seed: int = Field(default=0, ge=0)
+    threshold: float = Field(default=0.0, allow_inf_nan=False)
+    outcome: tuple[OutcomeColumn, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> TableSpec:
+        taken = [self.arm, *(o.name for o in self.outcome), *([self.propensity] if self.propensity else [])]
+        both = sorted(set(self.features) & set(taken))
+        if both:
+            raise ValueError(f"features == {both} are also arm, propensity or outcome; a model must not see them")
+        if len(set(self.features)) < len(self.features) or len({o.name for o in self.outcome}) < len(self.outcome):
+            raise ValueError("a feature or outcome is named twice")
+        return self
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """The outcomes as the model and the evaluation take them."""
+        return [Outcome(o.name, o.kind, o.weight) for o in self.outcome]
+
+
+def load_spec(path: Path | str) -> TableSpec:
+    """Read a SPEC.toml (CampaignError: names the file and the key)."""
+    return validated(TableSpec, read_toml(Path(path)), Path(path))
+
+
+def read_table(path: Path | str) -> pd.DataFrame:
+    """Read a CSV or Parquet file, by its ending (DataError: it is missing, empty or not readable)."""
+    file = Path(path)
+    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    if file.suffix not in readers:
+        raise DataError(f"{file}: ends in {file.suffix!r}, expected .csv or .parquet")
+    if not file.exists():
+        raise DataError(f"{file}: no such file")
+    try:
+        frame: pd.DataFrame = readers[file.suffix](file)  # type: ignore[operator]  # two readers, one argument
+    except (ValueError, OSError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
+        raise DataError(f"{file}: not readable as {file.suffix[1:]}: {error}") from None
+    if frame.empty:
+        raise DataError(f"{file}: no rows")
+    return frame
+
+
+def prepare(frame: pd.DataFrame, spec: TableSpec) -> tuple[pd.DataFrame, FitSpec]:
+    """The frame with its arm column as index (0 = control), and what `models.train.fit` needs to know.
+
+    Raises: DataError: a column is missing, an arm value is missing, control is not among the arms.
+    """
+    missing = [name for name in (*spec.features, spec.arm) if name not in frame]
+    if missing:
+        raise DataError(f"columns {missing} are missing; the file has: {', '.join(map(str, frame.columns))}")
+    if frame[spec.arm].isna().any():
+        rows = np.flatnonzero(frame[spec.arm].isna())
+        raise DataError(f"arm column {spec.arm!r} is empty in {len(rows)} rows (first: row {rows[0]}); drop them")
+    values = frame[spec.arm].astype(str)
+    found = sorted(values.unique())
+    if spec.control not in found:
+        raise DataError(f"control == {spec.control!r} is no value of column {spec.arm!r}; it has {found[:10]}")
+    arms = (spec.control, *(arm for arm in found if arm != spec.control))
+    if len(arms) < 2:
+        raise DataError(f"every row has arm {spec.control!r}; uplift needs a message arm beside control")
+    indexed = frame.assign(**{spec.arm: values.map({arm: i for i, arm in enumerate(arms)}).astype("int64")})
+    features: dict[str, Literal["numeric", "string"]] = {name: _kind(frame[name]) for name in spec.features}
+    return indexed, FitSpec(
+        features, arms, tuple(spec.outcomes), spec.arm, propensity=spec.propensity, unit=spec.unit, seed=spec.seed
+    )
+
+
+def _kind(column: pd.Series) -> Literal["numeric", "string"]:
+    numeric = pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column) or column.isna().all()
+    return "numeric" if numeric else "string"
+
+
+def fit_table(frame_path: Path | str, spec_path: Path | str, out_dir: Path | str, progress: Any = None) -> pd.DataFrame:
+    """Train on a table; writes the model folder with report.json, both or none.
+
+    Args:
+        frame_path: CSV or Parquet.
+        spec_path: SPEC.toml.
+        out_dir: the model folder, replaced if it exists.
+        progress: called as (steps done, steps in all).
+
+    Returns: what is printed: per arm and outcome the rows, the mean, the uplift with its 95% interval, and the
+        spread of the predicted uplift between users.
+    """
+    from models.train import fit
+
+    spec = load_spec(spec_path)
+    frame, fit_spec = prepare(read_table(frame_path), spec)
+    fitted = fit(frame, fit_spec, progress=progress)
+    table = arm_table(frame, spec, fit_spec, fitted.out_of_fold)
+    settings = {"unit": spec.unit, "policy": {"threshold": spec.threshold}, "data_window": {"n": len(frame)}}
+    folder = Path(out_dir)
+    fitted.save(folder, extra=settings)
+    write_json(folder / REPORT, {"rows": len(frame), "arms": list(fit_spec.arms), "table": _plain(table)})
+    return table
+
+
+def predict_table(model_dir: Path | str, frame_path: Path | str, out_file: Path | str) -> pd.DataFrame:
+    """Predict every row of a table, in input order; writes Parquet and returns the same frame."""
+    model = NumpyModel.load(model_dir)
+    frame = read_table(frame_path)
+    table = predictions(model, frame)
+    with replacing(Path(out_file)) as aside:
+        table.to_parquet(aside, index=False)
+    return table
+
+
+def predictions(model: NumpyModel, frame: pd.DataFrame) -> pd.DataFrame:
+    """Unit (or row number), `mu_<arm>_<outcome>`, `uplift_<arm>_<outcome>`, `score_<arm>` and `best_arm` by row."""
+    spec = model.spec
+    unit = spec.extra.get("unit")
+    if unit is not None and unit not in frame:
+        raise DataError(f"unit column {unit!r} is missing; the file has: {', '.join(map(str, frame.columns))}")
+    mu_hat = model.predict(columns_of(frame, {f.name: f.kind for f in spec.features}))
+    score = scores(mu_hat, [o.weight for o in spec.outcomes], spec.costs)
+    names = [(a, arm, o, outcome.name) for a, arm in enumerate(spec.arms) for o, outcome in enumerate(spec.outcomes)]
+    columns: dict[str, Any] = {unit or "row": np.arange(len(frame)) if unit is None else frame[unit].to_numpy()}
+    columns |= {f"mu_{arm}_{outcome}": mu_hat[:, a, o] for a, arm, o, outcome in names}
+    columns |= {f"uplift_{arm}_{outcome}": mu_hat[:, a, o] - mu_hat[:, 0, o] for a, arm, o, outcome in names if a}
+    columns |= {f"score_{arm}": score[:, a] for a, arm in enumerate(spec.arms[1:])}
+    best = policy_arm(score, spec.extra.get("policy", {}).get("threshold", 0.0))
+    return pd.DataFrame(columns | {"best_arm": np.array(spec.arms, dtype=object)[best]})
+
+
+def evaluate_table(frame_path: Path | str, spec_path: Path | str, progress: Any = None) -> pd.DataFrame:
+    """Cross-fitted evaluation of a table: every row is judged by a network that never saw its unit.
+
+    Returns: `models.evaluate`'s table (SNIPS and DR) for send_none, send_all by arm, the uplift policy (best arm above
+        the threshold) and the response baseline, which messages as many users.
+    """
+    from models.train import fit
+
+    spec = load_spec(spec_path)
+    frame, fit_spec = prepare(read_table(frame_path), spec)
+    return evaluation(frame, spec, fit_spec, fit(frame, fit_spec, progress=progress).out_of_fold)
+
+
+def evaluation(frame: pd.DataFrame, spec: TableSpec, fit_spec: FitSpec, mu_hat: np.ndarray) -> pd.DataFrame:
+    """The table of `evaluate_table` from out-of-fold predictions; (n, n_arms, n_outcomes)."""
+    from models import TopShare, evaluate
+    from models.baselines import cross_fitted, fit_response
+    from models.train import folds
+
+    fold = folds(frame, fit_spec)
+    weights, costs = [o.weight for o in spec.outcome], [0.0] * len(fit_spec.arms)
+    arm = policy_arm(scores(mu_hat, weights, costs), spec.threshold)
+    response = scores(cross_fitted(fit_response, frame, fit_spec, fold), weights, costs)
+    log, propensity = _with_propensity(frame, spec)
+    policies = {UPLIFT_POLICY: np.eye(len(fit_spec.arms))[arm], RESPONSE_POLICY: TopShare(response, (arm > 0).mean())}
+    return evaluate(log, policies, spec.outcomes, arm=spec.arm, propensity=propensity, cluster=spec.unit, mu_hat=mu_hat)
+
+
+def arm_table(frame: pd.DataFrame, spec: TableSpec, fit_spec: FitSpec, mu_hat: np.ndarray) -> pd.DataFrame:
+    """Rows, mean and uplift of every arm and outcome, with the sd between users of the predicted uplift."""
+    from models import SendAll, evaluate
+
+    log, propensity = _with_propensity(frame, spec)
+    everyone = {name: SendAll(a) for a, name in enumerate(fit_spec.arms) if a}
+    values = evaluate(
+        log, everyone, spec.outcomes, arm=spec.arm, propensity=propensity, cluster=spec.unit, estimators=["snips"]
+    )
+    found = {(str(r["policy"]), str(r["baseline"]), str(r["outcome"])): r for _, r in values.iterrows()}
+    rows = []
+    for a, name in list(enumerate(fit_spec.arms))[1:]:
+        for o, outcome in enumerate(spec.outcome):
+            value, uplift = found[name, "", outcome.name], found[name, "send_none", outcome.name]
+            spread = float((mu_hat[:, a, o] - mu_hat[:, 0, o]).std())
+            rows.append(
+                {
+                    "arm": name,
+                    "outcome": outcome.name,
+                    "rows": int((frame[spec.arm] == a).sum()),
+                    "mean": value["value"],
+                    "uplift": uplift["value"],
+                    "ci_lower": uplift["ci_lower"],
+                    "ci_upper": uplift["ci_upper"],
+                    "uplift_sd_between_users": spread,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _with_propensity(frame: pd.DataFrame, spec: TableSpec) -> tuple[pd.DataFrame, str]:
+    """The frame and its propensity column; without one, the share of each row's arm."""
+    if spec.propensity is not None:
+        return frame, spec.propensity
+    share = frame[spec.arm].map(frame[spec.arm].value_counts(normalize=True))
+    return frame.assign(_propensity=share.astype(float)), "_propensity"
+
+
+def _plain(table: pd.DataFrame) -> list[dict[str, Any]]:
+    records = table.to_dict(orient="records")
+    return [{str(k): v if isinstance(v, str | int) else _finite(v) for k, v in row.items()} for row in records]
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
