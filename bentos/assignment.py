@@ -1,0 +1,59 @@
+"""Which random layer a user is in, and how likely each arm was: pure functions of user id and salts.
+
+Every user is in one layer, on every worker and after every restart:
+
+    holdout       persistent control, `holdout_share` of all users
+    exploration   a random arm (control included) whatever the score says, `exploration_share` of all users
+    policy        everybody else: the arm of the policy
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from campaign import Assignment
+from models.splits import hash_unit
+
+LAYERS = ("holdout", "exploration", "experiment", "policy")
+HOLDOUT, EXPLORATION, EXPERIMENT, POLICY = range(len(LAYERS))
+
+
+def salts_of(assignment: Assignment) -> dict[str, Any]:
+    """The salts and shares that decide layers, as logged with every decision."""
+    return assignment.model_dump(mode="json", exclude={"window_days"})
+
+
+def layers(user_ids: Sequence[str], assignment: Assignment) -> np.ndarray:
+    """Layer of each user, as an index into LAYERS; shape (n,), int64.
+
+    Exploration is drawn among users outside the holdout, so that its share is a share of all users.
+    """
+    holdout = hash_unit(assignment.holdout_salt, user_ids) < assignment.holdout_share
+    share = assignment.exploration_share / (1 - assignment.holdout_share)
+    explored = hash_unit(assignment.exploration_salt, user_ids) < share
+    return np.where(holdout, HOLDOUT, np.where(explored, EXPLORATION, POLICY))
+
+
+def exploration_arms(user_ids: Sequence[str], assignment: Assignment, n_arms: int) -> np.ndarray:
+    """The arm each user would get in exploration, uniform over all arms; shape (n,), int64."""
+    return (hash_unit(assignment.exploration_arm_salt, user_ids) * n_arms).astype(np.int64)
+
+
+def propensities(policy_arm: np.ndarray, assignment: Assignment, n_arms: int) -> np.ndarray:
+    """Probability of every arm, marginal over the layers (what a decision's arm is random over); shape (n, n_arms).
+
+        P(a) = h [a = 0] + e / n_arms + (1 - h - e) [a = policy's arm]
+
+    Args:
+        policy_arm: the arm of the policy for each user, shape (n,); 0 where it does not message.
+        assignment: shares h (holdout) and e (exploration) of all users.
+        n_arms: number of arms, control included.
+    """
+    h, e = assignment.holdout_share, assignment.exploration_share
+    shares = np.full((len(policy_arm), n_arms), e / n_arms)
+    shares[:, 0] += h
+    shares[np.arange(len(policy_arm)), policy_arm] += 1 - h - e
+    return shares

@@ -1,0 +1,93 @@
+"""Which model serves: follows the champion pointer while requests run; a bad new model leaves the old one serving."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from bentos.decision_log import Context, context_of
+from bentos.engine import Bundle, load_bundle
+from bentos.features import Reader
+from campaign import Campaign, ModelError, TactfulError
+from models.registry import champion_tag, model_path, pointer_path
+
+logger = logging.getLogger("tactful.champion")
+
+OpenReader = Callable[[Bundle], Reader]
+
+
+@dataclass(frozen=True)
+class Serving:
+    """What answers a request, swapped as one: the model, the reader of its features, and its log context."""
+
+    bundle: Bundle | None
+    reader: Reader | None
+    context: Context
+
+
+class Champion:
+    """Holds what serves; `follow` is called every half second and does nothing while the pointer stands still.
+
+    Args:
+        campaign: what decisions must fit.
+        open_reader: checks that a model fits the feature store (ModelError: it does not) and reads its features.
+    """
+
+    def __init__(self, campaign: Campaign, open_reader: OpenReader) -> None:
+        self.campaign, self.open_reader = campaign, open_reader
+        self.serving = Serving(None, None, context_of(campaign, None))
+        self.error: str | None = "no model was loaded yet"
+        self._seen: tuple[int, int, int] | None = None
+        self._failed_at: float | None = None
+
+    def follow(self, clock: float, retry_seconds: float = 10.0) -> bool:
+        """Load the champion if the pointer changed, or its last load failed a while ago.
+
+        Args:
+            clock: monotonic seconds.
+            retry_seconds: how long a failed load rests.
+
+        Returns: whether another model serves now.
+        """
+        stamp = _stamp(pointer_path())
+        rested = self._failed_at is None or clock - self._failed_at < retry_seconds
+        if stamp == self._seen and rested:
+            return False
+        self._seen = stamp
+        try:
+            changed = self._load(champion_tag())
+        except (TactfulError, OSError) as error:
+            self._failed_at, self.error = clock, str(error)
+            logger.error("champion not loaded", extra={"error": str(error), "serving": self.tag})
+            return False
+        self._failed_at, self.error = None, None
+        return changed
+
+    @property
+    def tag(self) -> str:
+        """Tag of the model that serves; empty when there is none."""
+        return self.serving.bundle.tag if self.serving.bundle else ""
+
+    def _load(self, tag: str | None) -> bool:
+        if tag is None:
+            raise ModelError(f"{pointer_path()}: no champion; run `tactful train`, then `tactful promote`")
+        if tag == self.tag:
+            return False
+        bundle = load_bundle(tag, model_path(tag), self.campaign)
+        reader = self.open_reader(bundle)
+        old, self.serving = self.serving, Serving(bundle, reader, context_of(self.campaign, bundle))
+        if old.reader is not None:
+            old.reader.close()
+        logger.info("champion loaded", extra={"model": tag})
+        return True
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """What changes when the file is replaced; None while there is none."""
+    try:
+        stat = path.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -1,0 +1,131 @@
+"""From requests to answers: read features, decide, log, answer. One batch at a time, no answer before its log line.
+
+What goes wrong is named per user: no model, no features, features too old. What cannot be logged is not decided at all.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from bentos.champion import Champion, Serving
+from bentos.decision_log import DecisionLog, batch_line
+from bentos.engine import REASONS, Decisions, Rows, decide, decide_without_model
+from bentos.features import Ask, Coalescer, no_rows
+from bentos.schemas import DecideRequest
+from bentos.settings import Settings
+from campaign import Campaign, StoreError
+
+logger = logging.getLogger("tactful.decide")
+
+
+class Decider:
+    """Answers requests of one worker.
+
+    Args:
+        campaign: arms, outcomes, shares and salts.
+        settings: limits.
+        champion: what serves.
+        log: where decisions go first.
+        clock: the time of a decision.
+    """
+
+    def __init__(
+        self,
+        campaign: Campaign,
+        settings: Settings,
+        champion: Champion,
+        log: DecisionLog,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self.campaign, self.settings, self.champion, self.log, self.clock = campaign, settings, champion, log, clock
+        self.store_error: str | None = None
+        self.batches: Coalescer[Ask, dict[str, Any]] = Coalescer(
+            self._process, lambda ask: len(ask.user_ids), settings.batch_users, settings.queue_users
+        )
+
+    async def decide(self, request: DecideRequest) -> dict[str, Any]:
+        """The answer to a request, as DecideResponse has it.
+
+        Raises: LogError: it could not be logged. Busy: too many wait.
+        """
+        context = request.context
+        ask = Ask(
+            uuid.uuid4().hex,
+            request.user_ids,
+            context.hour if context else None,
+            context.surface if context else None,
+        )
+        return await self.batches.submit(ask)
+
+    def refusal(self, request: DecideRequest) -> dict[str, Any]:
+        """Nobody eligible, for a request whose decision could not be logged; it is not a decision."""
+        decisions = decide_without_model(request.user_ids, self.campaign)
+        return self._answer("", "", request.user_ids, decisions, 0)
+
+    async def _process(self, asks: list[Ask]) -> list[dict[str, Any]]:
+        serving, at = self.champion.serving, self.clock()
+        user_ids = [user for ask in asks for user in ask.user_ids]
+        rows = await self._read(serving, asks, at, len(user_ids))
+        if serving.bundle is None or rows is None:
+            decisions = decide_without_model(user_ids, self.campaign)
+        else:
+            decisions = decide(user_ids, rows, serving.bundle, self.campaign.assignment)
+        heads = [(ask.request_id, len(ask.user_ids), ask.hour, ask.surface) for ask in asks]
+        line = batch_line(serving.context, at, heads, user_ids, decisions, rows)
+        self.log.append(serving.context, line, at.date().isoformat())
+        if self.settings.log_fsync == "batch":
+            await asyncio.get_running_loop().run_in_executor(None, self.log.sync)
+        tag = serving.bundle.tag if serving.bundle else ""
+        starts = np.cumsum([0, *(len(ask.user_ids) for ask in asks)]).tolist()
+        return [
+            self._answer(tag, ask.request_id, ask.user_ids, decisions, start)
+            for ask, start in zip(asks, starts[:-1], strict=True)
+        ]
+
+    async def _read(self, serving: Serving, asks: list[Ask], at: datetime, n: int) -> Rows | None:
+        """Features of a batch; rows with their reason when the store fails or is late; None without a model."""
+        if serving.bundle is None or serving.reader is None:
+            return None
+        try:
+            rows = await asyncio.wait_for(serving.reader.read(asks, at), self.settings.feature_seconds)
+            self.store_error = None
+            return rows
+        except (StoreError, OSError) as error:  # a time-out is an OSError
+            self.store_error = str(error) or f"no answer within {self.settings.feature_seconds} s"
+            logger.warning("features not read", extra={"error": self.store_error, "users": n})
+        return no_rows(n, len(serving.bundle.numeric), len(serving.bundle.strings), "feature_store_error")
+
+    def _answer(
+        self, tag: str, request_id: str, user_ids: list[str], decisions: Decisions, start: int
+    ) -> dict[str, Any]:
+        arms, outcomes = self.campaign.arm_names, self.campaign.outcome_names
+        stop = start + len(user_ids)
+        columns = (
+            user_ids,
+            decisions.arm[start:stop].tolist(),
+            decisions.reason[start:stop].tolist(),
+            decisions.score[start:stop].tolist(),
+            decisions.uplift[start:stop].tolist(),
+        )
+        answers = [
+            {
+                "user_id": user,
+                "eligible": arm > 0,
+                "arm": arms[arm],
+                # NaN, the only value unequal to itself, marks what was not predicted
+                "uplift": {a: dict(zip(outcomes, u, strict=True)) for a, u in zip(arms[1:], uplift, strict=True)}
+                if score == score
+                else None,
+                "score": score if score == score else None,
+                "reason": REASONS[reason],
+            }
+            for user, arm, reason, score, uplift in zip(*columns, strict=True)
+        ]
+        return {"model": tag, "request_id": request_id, "decisions": answers}

@@ -1,0 +1,60 @@
+"""What `POST /decide` takes and gives: strict, nothing extra, everything bounded."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+MAX_USERS = 1000
+
+UserId = Annotated[str, Field(min_length=1, max_length=128)]
+Reason = Literal[
+    "eligible",
+    "below_threshold",
+    "holdout",
+    "exploration",
+    "baseline_arm",
+    "unknown_user",
+    "stale_features",
+    "feature_store_error",
+    "model_unavailable",
+    "over_budget",
+]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class Context(_Strict):
+    """Where and when the message would be shown; what is not known may be left out."""
+
+    hour: int | None = Field(default=None, ge=0, le=23, description="hour of the day, UTC")
+    surface: str | None = Field(default=None, min_length=1, max_length=32, description="home, search, playlist, radio")
+
+
+class DecideRequest(_Strict):
+    """Users to decide about, all in one context."""
+
+    user_ids: list[UserId] = Field(min_length=1, max_length=MAX_USERS)
+    context: Context | None = None
+
+
+class Decision(_Strict):
+    """One user's decision; `uplift` is by message arm and outcome, `score` in EUR per user and window."""
+
+    user_id: str
+    eligible: bool
+    arm: str
+    uplift: dict[str, dict[str, float]] | None
+    score: float | None
+    reason: Reason
+
+
+class DecideResponse(_Strict):
+    """One decision per user id, in the order of the request; `model` is empty while no model is loaded."""
+
+    model: str
+    request_id: str
+    decisions: list[Decision]

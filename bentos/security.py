@@ -1,0 +1,172 @@
+"""The gate in front of everything: known paths only, tokens, JSON only, bounded bodies; and `POST /decide` itself.
+
+`/decide` is answered here rather than behind BentoML's own request handling: that costs several times the decision,
+logs a traceback with the caller's input for every bad request, and accepts form bodies. BentoML still describes the
+endpoint (/docs.json), starts and stops the workers, and serves its health paths.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import json
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from bentos.decision_log import LogError
+from bentos.features import Busy
+from bentos.schemas import DecideRequest
+from bentos.worker import Worker
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MAX_BODY = 1 << 20  # 1000 ids of 128 characters, escaped, are 0.8 MB
+SHOWN_ERRORS = 20
+OPEN_PATHS = {"/livez", "/healthz", "/readyz"}
+OPS_PATHS = {"/", "/metrics", "/docs.json", "/schema.json", "/ops"}
+
+logger = logging.getLogger("tactful.gate")
+
+_JSON = (b"content-type", b"application/json")
+
+
+class Refused(Exception):
+    """A request that goes no further: status and a sentence."""
+
+    def __init__(self, status: int, message: str, detail: Any = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.detail = status, message, detail
+
+
+class Gate:
+    """ASGI middleware, outermost among ours: what it refuses reaches no metric label, no queue and no handler."""
+
+    def __init__(self, app: App, worker: Worker) -> None:
+        self.app, self.worker = app, worker
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, refuse, or let through."""
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self.app(scope, receive, send)
+            return
+        try:
+            await self._route(scope, receive, send)
+        except Refused as refused:
+            body = {"error": refused.message} | ({"detail": refused.detail} if refused.detail else {})
+            extra = [(b"www-authenticate", b'Basic realm="tactful", Bearer')] if refused.status == 401 else []
+            await answer(send, refused.status, body, extra)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path, headers = scope["path"], dict(scope["headers"])
+        if path == "/decide":
+            authorise(headers, self.worker.settings.decide_token)
+            await self._decide(scope, headers, receive, send)
+        elif path == "/readyz":
+            problems = await self.worker.problems()
+            await answer(send, 503 if problems else 200, {"ready": not problems, "problems": problems})
+        elif path in OPEN_PATHS:
+            await self.app(scope, receive, send)
+        elif path in OPS_PATHS or path.startswith("/ops/"):
+            authorise(headers, self.worker.settings.ops_token)
+            if path in ("/", "/ops"):
+                await answer(send, 307, {"see": "/ops/"}, [(b"location", b"/ops/")])
+            else:
+                await self.app(scope, receive, send)
+        else:
+            raise Refused(404, "no such path")
+
+    async def _decide(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+        if scope["method"] != "POST":
+            raise Refused(405, "use POST")
+        require_json(headers)
+        request = parse(await read_body(headers, receive))
+        try:
+            found = await self.worker.decider.decide(request)
+        except Busy:
+            raise Refused(429, "too many users are waiting for a decision; try again") from None
+        except LogError as error:
+            logger.error("decision not logged", extra={"error": str(error)})
+            await answer(send, 503, self.worker.decider.refusal(request))
+            return
+        except Exception:
+            logger.exception("decision failed")
+            await answer(send, 503, self.worker.decider.refusal(request))
+            return
+        await answer(send, 200, found, [(b"x-request-id", found["request_id"].encode())])
+
+
+async def answer(
+    send: Send, status: int, body: dict[str, Any], headers: list[tuple[bytes, bytes]] | None = None
+) -> None:
+    """Send a JSON answer."""
+    content = to_json(body)
+    length = (b"content-length", b"%d" % len(content))
+    await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *(headers or ())]})
+    await send({"type": "http.response.body", "body": content})
+
+
+def authorise(headers: dict[bytes, bytes], token: str) -> None:
+    """Check the caller's token, as `Bearer TOKEN` or as the password of Basic (browsers); compared in constant time.
+
+    Raises: Refused: 401. An empty `token` means that none is asked for.
+    """
+    if not token:
+        return
+    kind, _, value = headers.get(b"authorization", b"").partition(b" ")
+    if kind.lower() == b"basic":
+        try:
+            value = base64.b64decode(value, validate=True).partition(b":")[2]
+        except binascii.Error:
+            value = b""
+    elif kind.lower() != b"bearer":
+        value = b""
+    if not hmac.compare_digest(value, token.encode()):
+        raise Refused(401, "a valid token is needed")
+
+
+def require_json(headers: dict[bytes, bytes]) -> None:
+    """Refuse bodies that are not plain JSON (415)."""
+    kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if kind != b"application/json":
+        raise Refused(415, "content-type must be application/json")
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise Refused(415, "content-encoding is not supported")
+
+
+async def read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
+    """The whole body, up to MAX_BODY bytes, declared or chunked (Refused: 413, or 400 when the client left)."""
+    declared = headers.get(b"content-length", b"0")
+    if not declared.isdigit() or int(declared) > MAX_BODY:
+        raise Refused(413, f"the body may have {MAX_BODY} bytes")
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "the body ended early")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > MAX_BODY:
+            raise Refused(413, f"the body may have {MAX_BODY} bytes")
+        if not message.get("more_body"):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def parse(body: bytes) -> DecideRequest:
+    """The request of a body (Refused: 400, which fields and why, without the values)."""
+    try:
+        return DecideRequest.model_validate_json(body)
+    except ValidationError as error:
+        detail = [
+            {"loc": [str(part)[:64] for part in e["loc"]], "msg": e["msg"][:200], "type": e["type"]}
+            for e in error.errors(include_url=False, include_context=False, include_input=False)[:SHOWN_ERRORS]
+        ]
+        raise Refused(400, "the request is not valid", json.loads(json.dumps(detail))) from None

@@ -1,0 +1,128 @@
+import json
+
+import numpy as np
+import pytest
+from linear_model import make_bundle, make_rows
+
+from bentos import assignment as assign
+from bentos.engine import CODE, OK, REASONS, decide, decide_without_model, load_bundle
+from campaign import ModelError
+
+USERS = [f"u{i}" for i in range(3000)]
+
+
+def test_reasons_are_those_of_the_log_contract():
+    from feature_repo import contracts
+
+    assert REASONS == contracts.REASONS
+    assert assign.LAYERS == contracts.LAYERS
+
+
+def test_decide_follows_the_rule_by_hand(campaign, bundle):
+    """score = x * (1 + 2 + 3) - 0.25 for the one message arm; eligible when > 0.5."""
+    x = np.linspace(-1, 1, len(USERS))
+    found = decide(USERS, make_rows(x), bundle, campaign.assignment)
+    np.testing.assert_allclose(found.score, 6 * x - 0.25, atol=1e-12)
+    np.testing.assert_allclose(found.uplift[:, 0], x[:, None] * [1, 2, 3], atol=1e-12)
+    policy = found.layer == assign.POLICY
+    np.testing.assert_array_equal(found.arm[policy], (6 * x - 0.25 > 0.5)[policy])
+    expected = np.where(6 * x - 0.25 > 0.5, CODE["eligible"], CODE["below_threshold"])
+    np.testing.assert_array_equal(found.reason[policy], expected[policy])
+
+
+def test_decide_holdout_gets_control_and_its_uplift(campaign, bundle):
+    found = decide(USERS, make_rows(np.ones(len(USERS))), bundle, campaign.assignment)
+    held = found.layer == assign.HOLDOUT
+    assert held.any()
+    assert (found.arm[held] == 0).all()
+    assert (found.reason[held] == CODE["holdout"]).all()
+    assert np.isfinite(found.uplift[held]).all()
+
+
+def test_decide_exploration_gets_every_arm_whatever_the_score(two_messages):
+    found = decide(USERS, make_rows(np.full(len(USERS), -1.0)), make_bundle(two_messages), two_messages.assignment)
+    explored = found.layer == assign.EXPLORATION
+    assert set(found.arm[explored]) == {0, 1, 2}
+    assert (found.reason[explored] == CODE["exploration"]).all()
+    assert (found.arm[found.layer == assign.POLICY] == 0).all()
+
+
+def test_decide_picks_the_best_of_two_messages(two_messages):
+    found = decide(USERS, make_rows(np.ones(len(USERS))), make_bundle(two_messages), two_messages.assignment)
+    assert (found.arm[found.layer == assign.POLICY] == 2).all()
+
+
+@pytest.mark.parametrize("reason", ["unknown_user", "stale_features", "feature_store_error"])
+def test_decide_without_usable_features_is_certain_control(campaign, bundle, reason):
+    status = np.full(len(USERS), OK)
+    status[::2] = CODE[reason]
+    found = decide(USERS, make_rows(np.ones(len(USERS)), status), bundle, campaign.assignment)
+    assert (found.arm[::2] == 0).all()
+    assert (found.reason[::2] == CODE[reason]).all()
+    assert (found.propensities[::2] == [1, 0]).all()
+    assert np.isnan(found.uplift[::2]).all()
+    assert np.isnan(found.score[::2]).all()
+    np.testing.assert_array_equal(
+        found.arm[1::2], decide(USERS[1::2], make_rows(np.ones(1500)), bundle, campaign.assignment).arm
+    )
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_decide_never_acts_on_a_prediction_that_is_not_finite(campaign, bundle, bad):
+    x = np.ones(len(USERS))
+    x[7] = bad
+    found = decide(USERS, make_rows(x), bundle, campaign.assignment)
+    assert REASONS[found.reason[7]] == "model_unavailable"
+    assert found.arm[7] == 0
+    assert (found.propensities[7] == [1, 0]).all()
+
+
+def test_decide_without_model_is_control_for_everybody(campaign):
+    found = decide_without_model(USERS, campaign)
+    assert (found.arm == 0).all()
+    assert {REASONS[r] for r in found.reason} == {"model_unavailable"}
+
+
+def test_decide_the_row_order_does_not_matter(campaign, bundle):
+    x = np.random.default_rng(0).normal(size=len(USERS))
+    order = np.random.default_rng(1).permutation(len(USERS))
+    straight = decide(USERS, make_rows(x), bundle, campaign.assignment)
+    shuffled = decide([USERS[i] for i in order], make_rows(x[order]), bundle, campaign.assignment)
+    for name in ("layer", "arm", "reason", "score", "propensities"):
+        np.testing.assert_array_equal(getattr(straight, name)[order], getattr(shuffled, name))
+
+
+def test_load_bundle_refuses_a_folder_without_model(tmp_path, campaign):
+    with pytest.raises(ModelError, match=r"model\.json"):
+        load_bundle("tactful:none", tmp_path, campaign)
+
+
+def test_load_bundle_refuses_a_model_of_another_campaign(tmp_path, campaign, monkeypatch):
+    from models.forward import NumpyModel
+
+    other = campaign.model_copy(update={"arm": (campaign.arm[0], campaign.arm[1].model_copy(update={"name": "x"}))})
+    monkeypatch.setattr(NumpyModel, "load", classmethod(lambda cls, folder: make_bundle(other).model))
+    with pytest.raises(ModelError, match="has arms"):
+        load_bundle("tactful:other", tmp_path, campaign)
+
+
+def test_load_bundle_refuses_a_model_without_policy(tmp_path, campaign, monkeypatch):
+    from models.forward import NumpyModel
+
+    monkeypatch.setattr(NumpyModel, "load", classmethod(lambda cls, folder: make_bundle(campaign).model))
+    with pytest.raises(ModelError, match="policy"):
+        load_bundle("tactful:bare", tmp_path, campaign)
+
+
+def test_probe_refuses_a_model_that_answers_otherwise(tmp_path, campaign):
+    from bentos.engine import probe, write_probe
+
+    bundle = make_bundle(campaign)
+    columns = {"x": np.array([1.0, np.nan]), "plan": np.array(["free", None], dtype=object)}
+    write_probe(tmp_path, bundle.model, {**columns, "x": np.array([1.0, 2.0])})
+    probe(bundle, tmp_path / "probe.json")
+    raw = json.loads((tmp_path / "probe.json").read_text())
+    raw["mu_hat"][0][1][0] += 1e-3
+    (tmp_path / "probe.json").write_text(json.dumps(raw))
+    with pytest.raises(ModelError, match="differ from those stored"):
+        probe(bundle, tmp_path / "probe.json")
