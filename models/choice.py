@@ -236,7 +236,8 @@ def _best(candidates: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any] | None
     if np.isnan(gain).all():
         return candidates.assign(chosen=False), None
     row = int(np.nanargmax(gain))
-    return candidates.assign(chosen=np.arange(len(gain)) == row), candidates.to_dict("records")[row]
+    chosen = {str(name): value for name, value in candidates.iloc[row].items()}
+    return candidates.assign(chosen=np.arange(len(gain)) == row), chosen
 
 
 def candidate_thresholds(score: np.ndarray, shares: Sequence[float], max_share: float) -> list[float]:

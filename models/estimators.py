@@ -190,7 +190,7 @@ def moments(sample: Sample, targets: Sequence[Target], columns: Columns, rows: n
     m = 1 + len(targets) * columns.width
     n = len(sample) if rows is None else len(rows)
     total, product, row_product, n_clusters = np.zeros(m), np.zeros((m, m)), np.zeros((m, m)), 0
-    for block, starts in _blocks(sample, rows, max(BLOCK_VALUES // m, 1024)):
+    for block, starts in cluster_blocks(n, sample.cluster, rows, max(BLOCK_VALUES // m, 1024)):
         scores = _scores(sample, targets, columns, block)
         row_product += scores @ scores.T
         if starts is not None:
@@ -203,17 +203,19 @@ def moments(sample: Sample, targets: Sequence[Target], columns: Columns, rows: n
     return Moments(n, n_clusters, total, product, row_product)
 
 
-def _blocks(
-    sample: Sample, rows: np.ndarray | None, size: int
+def cluster_blocks(
+    n: int, cluster: np.ndarray | None, rows: np.ndarray | None, size: int
 ) -> Iterator[tuple[slice | np.ndarray, np.ndarray | None]]:
-    """Rows in pieces that cut no cluster in two, each with the positions where its clusters start."""
-    n = len(sample) if rows is None else len(rows)
-    if sample.cluster is None:
+    """Rows in pieces of about `size` that cut no cluster in two, each with the positions where its clusters start.
+
+    `rows` are indices sorted by cluster, None for all n rows as they stand; starts are None without clusters.
+    """
+    if cluster is None:
         for start in range(0, n, size):
             yield (slice(start, min(start + size, n)) if rows is None else rows[start : start + size]), None
         return
     rows = np.arange(n) if rows is None else rows
-    code = sample.cluster[rows]
+    code = cluster[rows]
     starts = np.flatnonzero(np.r_[True, code[1:] != code[:-1]])
     first = np.unique(np.searchsorted(starts, np.arange(0, n, size)))
     for begin, end in zip(first, np.r_[first[1:], len(starts)], strict=True):

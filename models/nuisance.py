@@ -40,7 +40,7 @@ def cross_fit(features: pd.DataFrame, sample: Sample, kinds: Sequence[str], n_fo
     """
     if len(features) != len(sample):
         raise DataError(f"features has {len(features)} rows, the log has {len(sample)}; expected the same rows")
-    x = design_matrix(features)
+    x, _ = design_matrix(features)
     fold = (np.arange(len(sample)) if sample.cluster is None else sample.cluster) % n_folds
     y = sample.outcome.T
     mu = np.empty((len(sample), len(sample.costs), y.shape[1]))
@@ -67,27 +67,26 @@ def _ridge(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
     return np.asarray(np.linalg.solve(gram + np.diag(penalty), cross))
 
 
-def design_matrix(features: pd.DataFrame) -> np.ndarray:
-    """Intercept, standardised numbers (missing: mean, with an indicator), one-hot categories; shape (n, columns).
+def design_matrix(features: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    """Intercept, standardised numbers (missing: mean, with an indicator), one-hot categories; and the columns' names.
 
-    Uses no outcome, so all rows may be used to standardise.
+    Shape (n, columns). Uses no outcome, so all rows may be used to standardise.
     """
-    columns = [np.ones(len(features))]
+    columns, names = [np.ones(len(features))], ["intercept"]
     for name in features:
         column = features[name]
         if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-            columns += _numeric(column.to_numpy(dtype=float, na_value=np.nan))
+            x = column.to_numpy(dtype=float, na_value=np.nan)
+            known = np.isfinite(x)
+            mean, sd = (x[known].mean(), x[known].std()) if known.any() else (0.0, 0.0)
+            # heavy tails would let single rows steer the regression
+            columns.append(np.where(known, np.clip((x - mean) / (sd if sd > 0 else 1.0), -4, 4), 0.0))
+            names.append(str(name))
+            if not known.all():
+                columns.append((~known).astype(float))
+                names.append(f"{name} missing")
         else:
             levels = column.value_counts().index[:MAX_LEVELS]
             columns += [(column == level).to_numpy(dtype=float) for level in levels]
-    return np.column_stack(columns)
-
-
-def _numeric(x: np.ndarray) -> list[np.ndarray]:
-    known = np.isfinite(x)
-    if not known.any():
-        return []
-    mean, sd = x[known].mean(), x[known].std()
-    # heavy tails would let single rows steer the regression
-    z = np.where(known, np.clip((x - mean) / (sd if sd > 0 else 1.0), -4, 4), 0.0)
-    return [z] if known.all() else [z, (~known).astype(float)]
+            names += [f"{name}={level}" for level in levels]
+    return np.column_stack(columns), names
