@@ -197,15 +197,15 @@ def expected_outcomes(state: State, arm: int, drifts: frozenset[str] = frozenset
 
 
 def _control_rates(s: State, price_rise: bool) -> Rates:
-    start = -2.55 + 0.25 * s.engagement + 0.3 * s.active - 0.35 * s.price + 0.4 * s.fresh + 0.9 * s.trial
+    start = -2.5 + 0.25 * s.engagement + 0.3 * s.active - 0.35 * s.price + 0.4 * s.fresh + 0.9 * s.trial
     churn = -2.2 - 0.25 * s.engagement - 0.35 * s.active + 1.2 * s.lapsed + 0.2 * s.skip
-    cancel = -2.0 - 0.3 * s.engagement + 0.35 * s.price + 0.2 * s.skip
+    cancel = -1.55 - 0.3 * s.engagement + 0.35 * s.price + 0.2 * s.skip
     alive = s.intensity > 0
     start_share = np.where(alive & ~s.premium, _logistic(start) * (0.85 if price_rise else 1.0), 0.0)
     return Rates(
         start=start_share,
         cancel=np.where(alive & s.premium, _logistic(cancel), 0.0),
-        return_=np.full_like(cancel, 0.06),
+        return_=np.full_like(cancel, 0.04),
         churn=_logistic(churn),
         intensity=s.intensity,
     )
