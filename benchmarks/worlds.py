@@ -146,7 +146,7 @@ def _condition(column: np.ndarray, feature: int, world: np.random.Generator) -> 
         levels = (12, 4, 3)[feature]
         return np.isin(column, world.choice(levels, max(1, levels // 2), replace=False))
     threshold = np.quantile(column[:REFERENCE], world.uniform(0.3, 0.7))
-    return (column > threshold) if world.random() < 0.5 else (column <= threshold)
+    return np.asarray((column > threshold) if world.random() < 0.5 else (column <= threshold))
 
 
 def _linear_function(x: np.ndarray, world: np.random.Generator) -> np.ndarray:

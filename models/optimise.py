@@ -52,7 +52,7 @@ def optimise(rows: TrainingRows, start: Tensors, spec: FitSpec, progress: Progre
     rng = np.random.default_rng(spec.seed)
     binary = [o.kind == "binary" for o in spec.outcomes]
     counts = np.bincount(rows.arm, minlength=len(spec.arms))
-    base = rows.outcome.mean(axis=0)
+    base = rows.outcome.mean(axis=0, dtype=np.float64)
     with one_thread():
         net = UpliftNet(
             rows.inputs.dense.shape[1],

@@ -197,7 +197,7 @@ def _arms(frame: pd.DataFrame, spec: FitSpec) -> np.ndarray:
     if bad.any():
         raise DataError(
             f"arm column {spec.arm!r}: {int(bad.sum())} rows hold no known arm (first: row {int(bad.argmax())}, "
-            f"{frame[spec.arm].iloc[int(bad.argmax())]!r}); expected 0..{len(spec.arms) - 1} for {list(spec.arms)}"
+            f"{frame[spec.arm].iloc[int(bad.argmax())]}); expected 0..{len(spec.arms) - 1} for {list(spec.arms)}"
         )
     arm = column.astype(np.int64)
     counts = np.bincount(arm, minlength=len(spec.arms))

@@ -1,0 +1,248 @@
+"""The network end to end: what it learns, what it refuses, and that what is saved is what serves."""
+
+import json
+import warnings
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from campaign import DataError, ModelError
+from models.decision_log import Outcome
+from models.forward import NumpyModel, unpack
+from models.network import UpliftNet
+from models.spec import FitSpec, columns_of
+from models.train import fit, folds, shrinkage
+
+ARMS = ("none", "banner", "popup")
+OUTCOMES = (Outcome("visit", "binary", 1.0), Outcome("spend", "continuous", 0.1))
+FEATURES = {"x": "numeric", "z": "numeric", "gone": "numeric", "same": "numeric", "plan": "string"}
+
+
+def make_frame(n=3000, seed=0):
+    """`banner` raises visits where x > 0 and lowers them elsewhere; `popup` does nothing."""
+    rng = np.random.default_rng(seed)
+    x, arm = rng.normal(size=n), rng.integers(0, 3, size=n)
+    rate = 0.3 + 0.2 * np.sign(x) * (arm == 1)
+    return pd.DataFrame(
+        {
+            "user": [f"u{i // 2}" for i in range(n)],
+            "x": x,
+            "z": np.where(rng.random(n) < 0.2, np.nan, np.exp(rng.normal(size=n))),
+            "gone": np.nan,
+            "same": 1.0,
+            "plan": rng.choice(np.array(["free", "trial", None], dtype=object), size=n),
+            "arm": arm,
+            "p": 1 / 3,
+            "visit": (rng.random(n) < rate).astype(float),
+            "spend": rng.gamma(1.0, 5.0, size=n),
+        }
+    )
+
+
+def make_spec(**changes):
+    values = {"features": FEATURES, "arms": ARMS, "outcomes": OUTCOMES, "unit": "user", "members": 3, "epochs": 4}
+    return FitSpec(**{**values, **changes})
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    return fit(make_frame(), make_spec(rules=20))
+
+
+def test_fit_finds_who_is_helped_and_who_is_harmed():
+    test = make_frame(2000, seed=9)
+    mu_hat = fit(make_frame(6000), make_spec(epochs=10)).predict(test)
+    helped = mu_hat[:, 1, 0] - mu_hat[:, 0, 0]
+    # true uplift is +-.2; shrinkage and noise leave at least half of it
+    assert helped[test["x"] > 0.3].mean() > 0.1
+    assert helped[test["x"] < -0.3].mean() < -0.1
+    assert abs((mu_hat[:, 2, 0] - mu_hat[:, 0, 0]).mean()) < 0.05
+
+
+def test_fit_out_of_fold_rows_come_from_the_member_that_left_them_out(fitted):
+    frame = make_frame()
+    columns = columns_of(frame, FEATURES)
+    row = int(np.flatnonzero(fitted.fold == 1)[0])
+    member = fitted.model.members({name: values[[row]] for name, values in columns.items()})[1, 0]
+    control = member[0]
+    assert np.allclose(fitted.out_of_fold[row, 0], control, atol=1e-6)
+
+
+def test_fit_out_of_fold_ignores_the_outcomes_of_its_own_fold():
+    frame, spec = make_frame(1500), make_spec(rules=20)
+    changed = frame.copy()
+    own = folds(frame, spec) == 0
+    # shuffled, so that base rates (shared by all members) stay as they are
+    changed.loc[own, "visit"] = np.random.default_rng(0).permutation(frame.loc[own, "visit"])
+    before, after = fit(frame, spec), fit(changed, spec)
+    columns = columns_of(frame[own], FEATURES)
+    moved = np.abs(before.model.members(columns) - after.model.members(columns))[..., 0].max(axis=(1, 2))
+    # member 0 never saw these rows: only rounding moves it (other members' rules join the same sums)
+    assert moved[0] < 1e-4 < moved[1:].min()
+
+
+def test_folds_keep_a_unit_together():
+    frame = make_frame(1000)
+    fold = folds(frame, make_spec())
+    assert (pd.Series(fold).groupby(frame["user"]).nunique() == 1).all()
+    assert set(fold) == {0, 1, 2}
+
+
+def test_fit_same_seed_gives_same_bytes(tmp_path, fitted):
+    fitted.save(tmp_path / "a", extra={"campaign_hash": "h"})
+    fit(make_frame(), make_spec(rules=20)).save(tmp_path / "b", extra={"campaign_hash": "h"})
+    for name in ("weights.safetensors", "model.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    other = fit(make_frame(), make_spec(rules=20, seed=1))
+    assert not np.array_equal(other.out_of_fold, fitted.out_of_fold)
+
+
+def test_save_then_load_predicts_the_same_bits(tmp_path, fitted):
+    fitted.save(tmp_path / "m", extra={"feature_service": "uplift_v1"})
+    model, test = NumpyModel.load(tmp_path / "m"), make_frame(100, seed=3)
+    assert np.array_equal(model.predict(columns_of(test, FEATURES)), fitted.predict(test))
+    assert model.spec.extra["feature_service"] == "uplift_v1"
+    assert json.loads((tmp_path / "m" / "model.json").read_text())["arms"] == list(ARMS)
+
+
+def test_load_names_a_changed_file(tmp_path, fitted):
+    fitted.save(tmp_path / "m")
+    (tmp_path / "m" / "sha256.json").write_text(json.dumps({"model.json": "0" * 64, "weights.safetensors": "0" * 64}))
+    with pytest.raises(ModelError, match="model.json: sha256 is .* the file changed"):
+        NumpyModel.load(tmp_path / "m")
+
+
+def test_load_names_a_missing_or_broken_folder(tmp_path, fitted):
+    with pytest.raises(ModelError, match=r"model.json: No such file"):
+        NumpyModel.load(tmp_path / "nothing")
+    fitted.save(tmp_path / "m")
+    weights = tmp_path / "m" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(ModelError, match="not a readable model folder"):
+        NumpyModel.load(tmp_path / "m")
+
+
+def test_numpy_forward_equals_torch_forward(fitted):
+    """The torch module with the saved weights gives the numpy answer to 1e-6 (float32 sums in another order)."""
+    model, inputs = fitted.model, fitted.model.encode(columns_of(make_frame(500, seed=5), FEATURES))
+    tensors = model.tensors
+    net = UpliftNet(
+        inputs.dense.shape[1],
+        tensors["rules.mask"],
+        unpack(inputs.rules, tensors).mean(axis=0),
+        len(ARMS),
+        np.zeros(2),
+        np.random.default_rng(0),
+    )
+    net.load(tensors)
+    with torch.no_grad():
+        logits = net(torch.from_numpy(inputs.dense), torch.from_numpy(unpack(inputs.rules, tensors))).double().numpy()
+    columns = columns_of(make_frame(500, seed=5), FEATURES)
+    assert np.abs(1 / (1 + np.exp(-logits[..., 0])) - model.members(columns)[..., 0]).max() < 1e-6
+
+
+@settings(max_examples=15, deadline=None)
+@given(order=st.permutations(range(12)), padding=st.integers(0, 40))
+def test_predict_row_order_and_padding_do_not_matter(fitted, order, padding):
+    test, filler = make_frame(12, seed=4), make_frame(padding + 1, seed=8)[:padding]
+    alone = fitted.predict(test)
+    mixed = fitted.predict(pd.concat([test.iloc[list(order)], filler], ignore_index=True))
+    # BLAS may sum blocks of another size in another order: float32 rounding
+    assert np.allclose(mixed[:12], alone[list(order)], atol=2e-6)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_predict_empty_and_one_row(fitted, n):
+    assert fitted.predict(make_frame(10)[:n]).shape == (n, 3, 2)
+
+
+def test_predict_unseen_level_missing_and_infinite_values(fitted):
+    test = make_frame(4, seed=2).assign(plan=["martian", None, "free", np.nan], x=[np.nan, np.inf, -np.inf, 0.0])
+    mu_hat = fitted.predict(test)
+    assert np.isfinite(mu_hat).all()
+    assert ((mu_hat[..., 0] >= 0) & (mu_hat[..., 0] <= 1)).all()
+
+
+def test_warm_start_continues_and_refuses_another_question(fitted):
+    again = fit(make_frame(seed=1), make_spec(epochs=1), warm_start=fitted.model)
+    assert np.corrcoef(again.predict(make_frame())[:, 1, 0], fitted.predict(make_frame())[:, 1, 0])[0, 1] > 0.8
+    with pytest.raises(ModelError, match="warm start: the model has arms"):
+        fit(make_frame(), make_spec(arms=("none", "banner", "other")), warm_start=fitted.model)
+
+
+def test_fit_arm_with_three_rows_warns_and_works():
+    frame = make_frame(1200)
+    rare = frame.index[frame["arm"] == 2][3:]
+    frame.loc[rare, "arm"] = 1
+    with pytest.warns(UserWarning, match="arm 'popup' has 3 rows"):
+        mu_hat = fit(frame, make_spec()).predict(frame)
+    assert np.isfinite(mu_hat).all()
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_fit_constant_outcome_has_no_uplift(value):
+    frame = make_frame(1500).assign(visit=value, spend=3.0)
+    mu_hat = fit(frame, make_spec()).predict(frame)
+    assert np.abs(mu_hat[:, 1:] - mu_hat[:, :1]).max() < 1e-2
+    assert np.abs(mu_hat[..., 0] - value).max() < 1e-2
+
+
+BAD = {
+    "empty frame": ({}, lambda f: f[:0], "training frame is empty"),
+    "missing feature": ({}, lambda f: f.drop(columns="z"), r"feature columns \['z'\] are missing; the frame has: user"),
+    "string in numeric": ({}, lambda f: f.assign(x="a"), "feature 'x' has dtype object .*'a'.* expected numbers"),
+    "number in string": ({}, lambda f: f.assign(plan=1), "feature 'plan' holds int values .*expected strings"),
+    "infinite feature": ({}, lambda f: f.assign(x=np.inf), "feature 'x': 3000 infinite values .first: row 0"),
+    "unknown arm": (
+        {},
+        lambda f: f.assign(arm=7),
+        r"arm column 'arm': 3000 rows hold no known arm .* 7\); expected 0..2",
+    ),
+    "missing arm": ({}, lambda f: f.drop(columns="arm"), "arm column 'arm' is missing"),
+    "one arm": ({}, lambda f: f.assign(arm=1), "every arm needs rows, found none: 0, banner: 3000, popup: 0"),
+    "NaN outcome": ({}, lambda f: f.assign(visit=np.nan), "outcome 'visit': 3000 of 3000 rows are wrong .*nan"),
+    "infinite outcome": ({}, lambda f: f.assign(spend=np.inf), "outcome 'spend': .*row 0, inf.* finite numbers"),
+    "not binary": ({}, lambda f: f.assign(visit=2.0), "outcome 'visit': .*expected 0 or 1"),
+    "text outcome": ({}, lambda f: f.assign(visit="yes"), "outcome 'visit' has dtype object .*'yes'.*need numbers"),
+    "missing outcome": ({}, lambda f: f.drop(columns="spend"), "outcome column 'spend' is missing"),
+    "propensity 0": ({"propensity": "p"}, lambda f: f.assign(p=0.0), "propensity 'p': 3000 .*expected 0 < p < 1"),
+    "propensity 1": ({"propensity": "p"}, lambda f: f.assign(p=1.0), "propensity 'p': 3000 .*expected 0 < p < 1"),
+    "no propensity": ({"propensity": "q"}, lambda f: f, "propensity column 'q' is missing"),
+    "no unit": ({"unit": "q"}, lambda f: f, "unit column 'q' is missing"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_fit_bad_input_says_what_is_wrong(case):
+    changes, spoil, message = BAD[case]
+    with warnings.catch_warnings(), pytest.raises(DataError, match=message):
+        warnings.simplefilter("ignore", UserWarning)  # arms without rows warn before they raise
+        fit(spoil(make_frame()), make_spec(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"features": {}}, "features is empty"),
+        ({"arms": ("none",)}, "must name control and at least one message"),
+        ({"outcomes": ()}, "outcomes is empty"),
+        ({"costs": (0.0,)}, "costs has 1 values for 3 arms"),
+        ({"members": 1}, "members == 1, must be >= 2"),
+        ({"outcomes": (Outcome("v", "count", 1.0),)}, "kind == 'count', must be 'binary' or 'continuous'"),
+    ],
+)
+def test_fit_spec_rejects(changes, message):
+    with pytest.raises(DataError, match=message):
+        make_spec(**changes)
+
+
+def test_shrinkage_is_one_without_noise_and_zero_without_signal():
+    rng = np.random.default_rng(0)
+    signal = rng.normal(size=(1, 5000, 1, 1))
+    weights = np.ones(1)
+    assert shrinkage(signal.repeat(5, axis=0), weights)["shrink.factor"] == 1
+    assert shrinkage(rng.normal(size=(5, 5000, 1, 1)), weights)["shrink.factor"] == 0
