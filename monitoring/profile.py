@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from campaign import Campaign, DataError
+from monitoring.realised import reference_lines
 
 SCHEMA = 1
 QUANTILES = np.linspace(0.001, 0.999, 101)
@@ -90,7 +91,9 @@ def build_profile(
     """Profile of the reference rows, ready for JSON.
 
     Args:
-        frame: one row per decision: the features, predicted uplift and score, and `eligible_by_policy`.
+        frame: matured training decisions: features, the columns of `models.predictions.prediction_columns`,
+            arm, propensity, `y_<outcome>`, and `split`: rows outside "train" tell how well the promise holds
+            (`monitoring.realised.reference_lines`).
         features: name -> "numeric" | "string".
         campaign: names of arms and outcomes.
         weeks: length of the time these decisions were taken in; gives the rows to expect in a week.
@@ -99,7 +102,7 @@ def build_profile(
     Raises: DataError: a column is missing, there is no row, or a number has no value at all.
     """
     kinds = dict(features) | dict.fromkeys(prediction_names(campaign), "numeric")
-    absent = [name for name in (*kinds, "eligible_by_policy") if name not in frame]
+    absent = [name for name in (*kinds, "eligible_by_policy", "split") if name not in frame]
     if absent or frame.empty or weeks <= 0:
         raise DataError(
             f"reference profile: {len(frame)} rows over {weeks:g} weeks, columns missing: {absent or 'none'}; expected "
@@ -119,18 +122,20 @@ def build_profile(
         "rows_per_week": len(frame) / weeks,
         "eligible": int(frame["eligible_by_policy"].sum()),
         "columns": columns,
+        "lines": reference_lines(frame[frame["split"] != "train"], campaign),
     }
 
 
 def _edges(name: str, values: np.ndarray) -> dict[str, Any]:
-    """Edges and scale of a number: distinct quantiles, and the sd of the values clipped to them."""
+    """Edges of a number's bins: distinct quantiles; mean and sd of the values clipped to them."""
     seen = values[np.isfinite(values)]
     if not len(seen):
-        return {"edges": [-1.0, 1.0], "sd": 0.0}  # never a value in the reference: any value is news
+        return {"edges": [-1.0, 1.0], "mean": 0.0, "sd": 0.0}  # never a value in the reference: any value is news
     edges = np.unique(np.quantile(seen, QUANTILES, method="inverted_cdf"))
     if len(edges) == 1:  # a constant: its own bin, so that what lies below or above shows
         edges = np.r_[np.nextafter(edges, -np.inf), edges]
-    return {"edges": edges.tolist(), "sd": float(np.clip(seen, edges[0], edges[-1]).std())}
+    clipped = np.clip(seen, edges[0], edges[-1])
+    return {"edges": edges.tolist(), "mean": float(clipped.mean()), "sd": float(clipped.std())}
 
 
 def count_rows(profile: Profile, frame: pd.DataFrame) -> Counts:

@@ -258,7 +258,7 @@ def measure_realised(
     gain, gain_se = _policy_gain(frame, rows, campaign)
     return Realised(
         n=len(frame),
-        weeks=tuple(sorted(set(frame["decided_at"].dt.strftime("%G-W%V")))),
+        weeks=tuple(sorted({f"{day:%G-W%V}" for day in frame["decided_at"].dt.floor("D").unique()})),
         tests=tuple(tests),
         deciles=tuple(_deciles(rows, campaign)),
         segments=tuple(_segments(frame, rows, campaign)),

@@ -21,12 +21,13 @@ from typing import Any
 import pandas as pd
 
 from campaign import Campaign, DataError
-from feature_repo.atomic import replacing, write_json
+from feature_repo.atomic import replacing, write_json, write_text
 from monitoring.checks import check_schema, check_week
 from monitoring.decide import Decision, Statistics, decide, week_name
 from monitoring.drift import Drift, measure_drift
 from monitoring.profile import Profile, count_rows
 from monitoring.realised import Realised, measure_realised
+from monitoring.summary import summary_html, summary_markdown
 
 TYPICAL_WEEKS = 4  # the rows expected are the median of this many weeks
 
@@ -71,13 +72,34 @@ def run_week(inputs: WeekInputs, out_dir: Path) -> Decision:
     """Measure, decide, and write the folder of the week; the same inputs give the same decision.json."""
     history = read_history(out_dir, inputs.monday)
     statistics = measure_week(inputs, history)
-    decision = decide(inputs.monday, inputs.champion, statistics, history, inputs.campaign)
-    decision = replace(decision, record=record(inputs, statistics))
+    verdict = decide(inputs.monday, inputs.champion, statistics, history, inputs.campaign)
+    decision = replace(verdict, record=record(inputs, statistics))
     with replacing(out_dir / week_name(inputs.monday)) as folder:
         folder.mkdir()
+        if inputs.reference_sample is not None and decision.record["report"]:
+            _write_report(inputs, inputs.reference_sample, decision, statistics, folder, out_dir / "workspace")
         write_json(folder / "stats.json", as_json(asdict(statistics)))
+        write_text(folder / "summary.html", summary_html(decision, statistics, history, inputs.campaign))
+        write_text(folder / "summary.md", summary_markdown(decision, statistics, inputs.campaign))
         write_json(folder / "decision.json", decision.as_dict())
     return decision
+
+
+def _write_report(
+    inputs: WeekInputs,
+    reference: pd.DataFrame,
+    decision: Decision,
+    statistics: Statistics,
+    folder: Path,
+    workspace: Path,
+) -> None:
+    from monitoring import evidently_report  # importing Evidently takes seconds
+
+    run = evidently_report.build_report(
+        decision, statistics, inputs.week_frame, reference, inputs.profile, inputs.campaign
+    )
+    evidently_report.save_html(run, folder / "report.html")
+    evidently_report.update_workspace(workspace, run, inputs.monday, inputs.campaign)
 
 
 def measure_week(inputs: WeekInputs, history: Sequence[Mapping[str, Any]]) -> Statistics:
@@ -115,6 +137,8 @@ def record(inputs: WeekInputs, statistics: Statistics) -> dict[str, Any]:
             | {"failed": [asdict(check) for check in statistics.failed]},
             "drift": _drift_record(statistics.drift),
             "realised": _realised_record(statistics.realised),
+            # broken data has no report: Evidently would die on it, or draw it without a word
+            "report": inputs.reference_sample is not None and not statistics.failed,
         }
     )
     return found

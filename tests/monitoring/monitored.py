@@ -1,6 +1,7 @@
 """A fast stand-in for a platform: frames of decisions as the weekly step gets them, with a known truth.
 
-15 normal, 10 lognormal and 5 count features share latent factors; 5 strings. Uplift is linear in two of the latents.
+15 normal, 10 lognormal and 5 count features share latent factors; 5 strings. Uplift is linear in three of the latents;
+its size, and the base rates, are those of the simulator (subscription 6% + 1.2 points on average, sd 5 points).
 A real platform's weeks are never equal: `wobble` moves every feature's mean and the base rates a little each week.
 """
 
@@ -14,7 +15,6 @@ import pandas as pd
 
 from campaign import Campaign, load_campaign
 from monitoring.profile import build_profile
-from monitoring.realised import reference_lines
 from monitoring.weekly import WeekInputs
 
 NUMBERS = [f"n{i:02d}" for i in range(15)] + [f"l{i:02d}" for i in range(10)] + [f"c{i:02d}" for i in range(5)]
@@ -73,16 +73,12 @@ def make_frame(
     if truth.new_market:
         columns["country"] = np.where(rng.random(n) < truth.new_market, "IN", columns["country"])
     frame = pd.DataFrame(columns)
-    a, b = latent[:, 0], latent[:, 1]
-    predicted = {
-        "subscription": 0.03 + 0.03 * a,
-        "retention": -0.02 + 0.02 * b,
-        "listening": 0.1 + 0.4 * a,
-    }
-    base = {
-        "subscription": np.clip(0.15 + 0.03 * b, 0.08, 0.4),
-        "retention": np.clip(0.75 + 0.05 * a, 0.3, 0.9),
-        "listening": np.exp(1.2 + 0.3 * a),
+    a, b, c = latent[:, 0], latent[:, 1], latent[:, 2]
+    predicted = {"subscription": 0.012 + 0.05 * a, "retention": 0.012 + 0.08 * b, "listening": -0.5 + 2.5 * c}
+    base = {  # so that every outcome's mean stays possible under both arms
+        "subscription": 0.06 + 0.05 * np.maximum(-a, 0),
+        "retention": 0.78 - 0.08 * np.maximum(b, 0),
+        "listening": 9.0 + 5.0 * np.abs(c),
     }
     return _with_decisions(frame, rng, predicted, base, truth, monday, service, days, users)
 
@@ -93,7 +89,7 @@ def _with_decisions(frame, rng, predicted, base, truth, monday, service, days, u
     weights = dict(zip(setup.outcome_names, setup.weights, strict=True))
     score = sum(weights[o] * predicted[o] for o in weights) - setup.costs[1]
     policy_arm = (score > 0).astype(np.int64)
-    h, e = setup.assignment.holdout_share, setup.assignment.exploration_share if service else None
+    h, e = setup.assignment.holdout_share, setup.assignment.exploration_share
     u, v = rng.random(n), rng.integers(0, 2, n)
     if service:
         layer = np.where(u < h, "holdout", np.where(u < h + e, "exploration", "policy"))
@@ -107,7 +103,8 @@ def _with_decisions(frame, rng, predicted, base, truth, monday, service, days, u
     decided = (start + pd.to_timedelta(np.sort(rng.random(n)) * days * 86_400, unit="s")).as_unit("us")
     frame["decision_id"] = [f"{monday:%y%m%d}-{i}" for i in range(n)]
     number = np.arange(n) if users is None else rng.integers(0, users, n)
-    frame["user_id"] = [f"{monday:%y%m%d}-u{i}" for i in number] if users is None else [f"u{i}" for i in number]
+    prefix = f"{monday:%y%m%d}-" if users is None else ""
+    frame["user_id"] = [f"{prefix}u{i}" for i in number]
     frame["decided_at"] = decided
     frame["feature_timestamp"] = decided.floor("D")
     frame["layer"], frame["arm"], frame["policy_arm"] = layer.astype(object), arm, policy_arm
@@ -124,8 +121,7 @@ def _with_decisions(frame, rng, predicted, base, truth, monday, service, days, u
         tau = 2 * tau.mean() - tau if truth.invert else tau
         tau = np.where(market, -tau, tau)
         mean = base[o] * level + arm * tau
-        noise = rng.gamma(2.0, 0.5, n) if o == "listening" else None
-        y = mean * noise if noise is not None else (rng.random(n) < mean).astype(float)
+        y = mean * rng.exponential(size=n) if o == "listening" else (rng.random(n) < mean).astype(float)
         frame[f"uplift_{arm_name}_{o}"] = predicted[o]
         frame[f"mu_none_{o}"] = base[o]
         frame[f"y_{o}"] = y
@@ -134,14 +130,19 @@ def _with_decisions(frame, rng, predicted, base, truth, monday, service, days, u
 
 def make_profile(rng: np.random.Generator, n: int = 20_000, weeks: float = 2.0) -> dict:
     """Reference profile of a quiet random phase, with the lines of its predictions."""
-    frame = make_frame(rng, n, service=False)
-    return build_profile(frame, FEATURES, campaign(), weeks=weeks) | {"lines": reference_lines(frame, campaign())}
+    frame = make_frame(rng, n, service=False).assign(split="evaluate")
+    return build_profile(frame, FEATURES, campaign(), weeks=weeks)
 
 
 def make_inputs(profile, week_frame, matured_frame, monday: date = MONDAY, **changes) -> WeekInputs:
-    as_of = datetime.combine(monday + timedelta(days=7), datetime.min.time(), tzinfo=UTC)
     values = {
-        "week": monday, "as_of": as_of, "campaign": campaign(), "champion": "tactful:0123456789ab", "features": FEATURES,
-        "week_frame": week_frame, "matured_frame": matured_frame, "profile": profile,
-    }  # fmt: skip
+        "week": monday,
+        "as_of": datetime.combine(monday + timedelta(days=7), datetime.min.time(), tzinfo=UTC),
+        "campaign": campaign(),
+        "champion": "tactful:0123456789ab",
+        "features": FEATURES,
+        "week_frame": week_frame,
+        "matured_frame": matured_frame,
+        "profile": profile,
+    }
     return WeekInputs(**(values | changes))

@@ -1,0 +1,178 @@
+"""The page for the Monday meeting: verdict, reasons in words, three plots, and the figures behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from campaign import Campaign
+from monitoring.decide import VERDICTS, Decision, Statistics, in_words, week_name
+from monitoring.plots import ACTION_COLOURS, decile_plot, drift_plot, weeks_plot
+
+WEEKS_SHOWN = 12
+
+_STYLE = """
+:root { color-scheme: light dark; --soft: #57606a; --line: #d0d7de; --panel: #f6f8fa; }
+@media (prefers-color-scheme: dark) { :root { --soft: #9da7b1; --line: #3d444d; --panel: #161b22; } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 1040px; padding: 16px; }
+body { font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
+h1 { font-size: 1.4rem; line-height: 1.25; margin: 0; } h2 { font-size: 1.05rem; margin: 24px 0 6px; }
+.lead, figcaption, .note { color: var(--soft); font-size: .9rem; margin: 2px 0; }
+.verdict { background: var(--panel); border-left: 6px solid; padding: 10px 14px; margin: 14px 0; }
+.verdict strong { font-size: 1.15rem; } ul { margin: 6px 0 0; padding-left: 20px; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 12px; }
+figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; padding: 8px; }
+svg { width: 100%; height: auto; }
+figcaption { font-weight: 600; } .scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { text-align: right; padding: 4px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; } .bad { color: #d55e00; font-weight: 600; }
+"""
+
+
+def summary_html(
+    decision: Decision, statistics: Statistics, history: Sequence[Mapping[str, Any]], campaign: Campaign
+) -> str:
+    """The whole page, self-contained.
+
+    Args:
+        decision: of the week, with its record.
+        statistics: of the week.
+        history: earlier decision.json contents, oldest first.
+        campaign: names and thresholds.
+    """
+    reasons = "".join(f"<li>{escape(in_words(reason))}</li>" for reason in decision.reasons)
+    plots = "".join(
+        f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>"
+        for title, svg in _plots(decision, statistics, history, campaign)
+    )
+    tables = "".join(
+        f'<h2>{escape(title)}</h2><div class="scroll">{_html_table(head, rows)}</div>'
+        for title, head, rows in _tables(statistics)
+        if rows
+    )
+    links = '<a href="report.html">Evidently report</a> · ' if decision.record.get("report") else ""
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(_title(decision, campaign))}</title><style>{_STYLE}</style></head><body>
+<h1>{escape(_title(decision, campaign))}</h1>
+<p class="lead">Champion {escape(decision.champion or "none")} · data until {decision.record["decided_at"][:10]}</p>
+<div class="verdict" style="border-color: {ACTION_COLOURS[decision.action]}">
+<strong>{escape(_verdict(decision))}</strong><ul>{reasons}</ul></div>
+<div class="plots">{plots}</div>
+{tables}
+<p class="note">{escape(_note(statistics))}</p>
+<p class="note">{links}<a href="decision.json">decision.json</a> · <a href="stats.json">stats.json</a> ·
+all weeks: <code>make ui</code></p>
+</body></html>
+"""
+
+
+def summary_markdown(decision: Decision, statistics: Statistics, campaign: Campaign) -> str:
+    """The same without plots, for a chat or a mail."""
+    lines = [f"# {_title(decision, campaign)}", "", f"**{_verdict(decision)}**", ""]
+    lines += [f"- {in_words(reason)}" for reason in decision.reasons]
+    for title, head, rows in _tables(statistics):
+        if rows:
+            lines += ["", f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+            lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([*lines, "", _note(statistics), ""])
+
+
+def _title(decision: Decision, campaign: Campaign) -> str:
+    return f"{campaign.name}: week {week_name(decision.week)}"
+
+
+def _verdict(decision: Decision) -> str:
+    verdict = VERDICTS[decision.action]
+    return verdict[0].upper() + verdict[1:] + (". Fall back now" if decision.fallback else "") + "."
+
+
+def _plots(
+    decision: Decision, statistics: Statistics, history: Sequence[Mapping[str, Any]], campaign: Campaign
+) -> list[tuple[str, str]]:
+    weeks = [*history, decision.as_dict()][-WEEKS_SHOWN:]
+    plots = [("Weeks at a glance: uplift, EUR per user (dash promised, dot realised)", weeks_plot(weeks))]
+    if statistics.realised:
+        title = "Uplift by decile, EUR per user (line promised, dot realised)"
+        plots.append((title, decile_plot(statistics.realised.deciles)))
+    if statistics.drift:
+        columns = sorted(statistics.drift.columns, key=lambda c: -c.effect)
+        plots.append(("What moved most since training", drift_plot(columns, campaign.monitoring.drift_effect)))
+    return plots
+
+
+Table = tuple[str, list[str], list[list[str]]]
+
+
+def _tables(statistics: Statistics) -> list[Table]:
+    """Title, head and rows of each table."""
+    failed = [[check.name, check.detail] for check in statistics.failed]
+    tables: list[Table] = [("Failed data checks", ["check", "what was found"], failed)]
+    if statistics.realised:
+        head = ["uplift of", "promised", "realised", "± 95%", "slope", "± 95%", "p", "would find half"]
+        tables.append((f"Realised uplift of {statistics.realised.n:,} matured decisions", head, _tests(statistics)))
+        head = ["segment", "decisions", "promised", "realised", "± 95%"]
+        rows = [
+            [
+                f"{s['segment']} ({s['arm']})",
+                f"{s['n']:,}",
+                f"{s['predicted']:+.3f}",
+                f"{s['realised']:+.3f}",
+                f"{1.96 * s['se']:.3f}",
+            ]
+            for s in statistics.realised.segments
+        ]
+        tables.append(("By segment, EUR per user", head, rows))
+    if statistics.drift:
+        moved = [c for c in sorted(statistics.drift.columns, key=lambda c: -c.effect) if c.warn or c.new]
+        rows = [
+            [c.name, f"{c.effect:.2f}", f"{c.shift:+.2f}", f"{c.psi:.3f}", _news(c.new) or c.role] for c in moved[:12]
+        ]
+        tables.append(("Moved since training", ["column", "effect, sd", "mean, sd", "PSI", "note"], rows))
+    return tables
+
+
+def _tests(statistics: Statistics) -> list[list[str]]:
+    tests = statistics.realised.tests if statistics.realised else ()
+    return [
+        [
+            f"{t.arm} on {t.outcome}",
+            f"{t.predicted:+.4f}",
+            f"{t.realised:+.4f}",
+            f"{1.96 * t.se:.4f}",
+            f"{t.slope:.2f}",
+            f"{1.96 * t.slope_se:.2f}",
+            f"{t.p:.2g}",
+            f"{t.power_half:.0%}",
+        ]
+        for t in tests
+    ]
+
+
+def _news(new: Mapping[str, float]) -> str:
+    return ", ".join(f"new: {name} {share:.1%}" for name, share in list(new.items())[:3])
+
+
+def _note(statistics: Statistics) -> str:
+    if statistics.failed:
+        return "No drift or uplift is judged on broken data."
+    realised, drift = statistics.realised, statistics.drift
+    words = []
+    if realised:
+        interval = f"{realised.gain:+.3f} ± {1.96 * realised.gain_se:.3f}"
+        weeks = f"{realised.weeks[0]} to {realised.weeks[-1]}"
+        words.append(f"Matured decisions of {weeks}: the policy is worth {interval} EUR per user over sending nothing.")
+    else:
+        words.append("Too few matured decisions to say what the messages did.")
+    if drift:
+        words.append(f"Eligible: {drift.share_eligible:.1%} of users, {drift.share_reference:.1%} at training.")
+    return " ".join(words)
+
+
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = "".join(f'<th scope="col">{escape(h)}</th>' for h in head)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
