@@ -15,15 +15,21 @@ Exit codes:
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-# Set before any library is imported: telemetry off, one thread per process (small nets; two threads on busy cores lose).
+# Before any library is imported: telemetry off, one thread per process (nets this small lose on two).
 os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -32,7 +38,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer
 from rich.console import Console
 
-from campaign import ROOT, DataError, TactfulError, data_dir, load_campaign
+from campaign import ROOT, Campaign, DataError, TactfulError, data_dir, load_campaign
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from models.challenger import Challenger
+    from models.forward import NumpyModel
+    from monitoring.decide import Decision
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
 experiment_app = typer.Typer(no_args_is_help=True, help="Plan and read a live A/B test.")
@@ -46,11 +59,18 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 def main() -> None:
     """Run the command; an error made on purpose prints its message, never a traceback."""
+    code: int | str | None = 0
     try:
         app()
     except TactfulError as error:
         err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
-        sys.exit(3)
+        code = 3
+    except SystemExit as stop:
+        code = stop.code
+    # DuckDB's bindings print pages about leaked objects when the interpreter ends in the usual way
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 # ---------------------------------------------------------------------------------------------- logs and features
@@ -93,13 +113,17 @@ def features(until: DateOption = None) -> None:
 
 
 def materialize() -> None:
-    """Snapshots -> Feast's online store, with Feast's own commands; nothing when it holds the newest snapshot."""
-    newest = max(path.parent.name for path in (data_dir() / "features").glob("date=*/*.parquet"))
-    with _step("materialize", newest=newest, definitions=_digest(ROOT / "feature_repo")) as needed:
+    """The newest snapshot -> Feast's registry and online store; nothing when they hold it already."""
+    from feature_repo.store import materialize as write_online
+    from feature_repo.store import open_store
+
+    newest = _newest_snapshot()
+    with _step("materialize", newest=str(newest), definitions=_digest(ROOT / "feature_repo")) as needed:
         if needed:
             _feast("apply")
-            _feast("materialize-incremental", f"{newest.removeprefix('date=')}T00:00:01")
-    out.print(f"online store: materialized to {newest.removeprefix('date=')}")
+            with redirect_stdout(io.StringIO()):  # Feast's own progress is about views, not about us
+                write_online(open_store(), newest)
+    out.print(f"online store: features of {newest}")
 
 
 # ---------------------------------------------------------------------------------------------------------- model
@@ -113,10 +137,32 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Matured decisions -> network -> policy -> report; the model goes to the BentoML store as the challenger."""
+    result = _train(load_campaign(), _as_of(as_of))
+    _answer(as_json, result.summary(), result.text())
+
+
+def _train(campaign: Campaign, as_of: datetime) -> Challenger:
     from models.challenger import train_challenger
 
-    result = train_challenger(load_campaign(), _as_of(as_of), data_dir(), progress=_progress)
-    _answer(as_json, result.summary(), result.text())
+    with _bar("training the network") as progress:
+        return train_challenger(
+            campaign, as_of, data_dir(), finish=lambda *parts: _finish(campaign, *parts), progress=progress
+        )
+
+
+def _finish(campaign: Campaign, folder: Path, model: NumpyModel, frame: pd.DataFrame) -> None:
+    """Into the model folder, before it is packed: what monitoring compares with, what serving asks at every load."""
+    from bentos.engine import write_probe
+    from feature_repo.atomic import write_json
+    from models.spec import columns_of
+    from monitoring.inputs import IGNORED
+    from monitoring.profile import build_profile
+
+    kinds = {feature.name: feature.kind for feature in model.spec.features}
+    days = (frame["decided_at"].max() - frame["decided_at"].min()) / timedelta(days=1)
+    profile = build_profile(frame, kinds, campaign, weeks=max(days / 7, 1.0), ignore=IGNORED)
+    write_json(folder / "reference_profile.json", profile)
+    write_probe(folder, model, columns_of(frame.head(16), kinds))
 
 
 @app.command()
@@ -148,8 +194,10 @@ def compact() -> None:
     """The service's append-only decision log -> Parquet (data/decisions), for training and monitoring."""
     from bentos.decision_log import compact as compact_log
 
-    rows = compact_log(data_dir() / "decision_log", data_dir() / "decisions")
-    out.print(f"decisions: {rows:,} new rows in {data_dir() / 'decisions'}")
+    done = compact_log(data_dir() / "decision_log", data_dir() / "decisions")
+    for path in done.damaged:
+        err.print(f"damaged line in the decision log; its file was moved to {path}", style="yellow", soft_wrap=True)
+    out.print(f"decisions: {done.decisions:,} rows of {done.files} log files in {data_dir() / 'decisions'}")
 
 
 @app.command()
@@ -172,13 +220,20 @@ def monitor(
     as_json: JsonOption = False,
 ) -> None:
     """Weekly verdict: data checks, drift, realised uplift, report. Exit 0 none, 10 retrain, 20 data broken."""
+    decision = _monitor(week.date() if week else None)
+    _answer(as_json, decision.as_dict(), decision.text())
+    raise typer.Exit(decision.exit_code)
+
+
+def _monitor(day: date | None) -> Decision:
     from monitoring.inputs import weekly_inputs
     from monitoring.weekly import run_week
 
-    day = week.date() if week else _logs_end() - timedelta(days=_logs_end().isoweekday())
-    decision = run_week(weekly_inputs(load_campaign(), data_dir(), day, _as_of(None)), data_dir() / "monitoring")
-    _answer(as_json, decision.as_dict(), decision.text())
-    raise typer.Exit(decision.exit_code)
+    end = _logs_end()
+    last_whole_week = end - timedelta(days=end.isoweekday())
+    return run_week(
+        weekly_inputs(load_campaign(), data_dir(), day or last_whole_week, _as_of(None)), data_dir() / "monitoring"
+    )
 
 
 @app.command()
@@ -187,22 +242,18 @@ def retrain(
     as_json: JsonOption = False,
 ) -> None:
     """Act on the last decision.json: train a challenger, compare it with the champion, promote or keep."""
-    from models.challenger import train_challenger
     from monitoring.promotion import last_decision, promote_challenger
 
     decision = last_decision(data_dir() / "monitoring")
+    week = decision["week"]
     if decision["action"] == "stop":
-        raise DataError(
-            f"week {decision['week']}: the data is broken ({', '.join(decision['reasons'])}); mend it first"
-        )
+        raise DataError(f"week {week}: the data is broken ({', '.join(decision['reasons'])}); mend it first")
     if decision["action"] != "retrain" and not force:
-        _answer(
-            as_json, {"action": decision["action"], "trained": False}, f"week {decision['week']}: no retraining asked"
-        )
+        _answer(as_json, {"action": decision["action"], "trained": False}, f"week {week}: no retraining asked for")
         return
     campaign = load_campaign()
-    result = train_challenger(campaign, _as_of(None), data_dir(), progress=_progress)
-    verdict = promote_challenger(campaign, data_dir(), result.tag, force=False, now=_now())
+    challenger = _train(campaign, _as_of(None))
+    verdict = promote_challenger(campaign, data_dir(), challenger.tag, force=False, now=_now())
     _answer(as_json, verdict.summary(), verdict.text())
 
 
@@ -246,6 +297,89 @@ def evaluate(
     _answer(as_json, json.loads(table.to_json(orient="records")), table.to_string(index=False))
 
 
+# ------------------------------------------------------------------------------------------------------ everything
+
+
+@app.command()
+def run(
+    users: Annotated[int, typer.Option(min=100)] = 20_000,
+    days: Annotated[int, typer.Option(min=80)] = 90,
+    seed: Annotated[int, typer.Option(min=0)] = 7,
+    end: DateOption = None,
+) -> None:
+    """The whole chain on a small simulated world; a second run repeats only what is needed."""
+    started = time.monotonic()
+    simulate(users, days, seed, end)
+    features()
+    materialize()
+    last = _logs_end()
+    world = {"campaign": load_campaign().hash, "users": users, "days": days, "seed": seed, "end": str(last)}
+    # the first model knows what was known two weeks ago; the weekly monitor and the retraining know all
+    with _step("first model", **world) as needed:
+        if needed:
+            train(datetime.combine(last - timedelta(days=14), datetime.min.time()))
+            promote()
+    with _step("decisions", **world) as needed:
+        if needed:
+            _serve_a_day(last)
+            compact()
+    with _step("score", **world, champion=_champion()) as needed:
+        if needed:
+            score()
+    with _step("monitor", **world) as needed:
+        if needed:
+            out.print(_monitor(None).text(), markup=False, soft_wrap=True)
+    with _step("retrain", **world) as needed:
+        if needed:
+            retrain(force=True)
+    _print_result()
+    out.print(f"done in {time.monotonic() - started:.0f} s")
+
+
+def _serve_a_day(day: date) -> None:
+    """`bentoml serve`, and a day's users ask it over HTTP: what a client of the platform would do."""
+    import httpx
+
+    from bentos.serve import serving
+    from models.splits import hash_unit
+
+    users = _user_ids(day)
+    due = [user for user, u in zip(users, hash_unit("a day of four weeks", users), strict=True) if u < 1 / 28]
+    reasons: Counter[str] = Counter()
+    with serving(data_dir() / "service.log", environ={"TACTFUL_NOW": f"{day}T12:00:00+00:00"}) as url:
+        for start in range(0, len(due), 500):
+            body = {"user_ids": due[start : start + 500], "context": {"hour": 12, "surface": "home"}}
+            answer = httpx.post(f"{url}/decide", json=body, timeout=30).raise_for_status().json()
+            reasons.update(decision["reason"] for decision in answer["decisions"])
+    counted = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
+    out.print(f"service: decided about {len(due):,} users: {counted}", soft_wrap=True)
+
+
+def _print_result() -> None:
+    """The champion's values with intervals, the truth beside them, and where the reports are."""
+    import pandas as pd
+    from rich.table import Table
+
+    from models.oracle import compare_with_truth
+
+    campaign, tag = load_campaign(), _champion()
+    folder = data_dir() / "reports" / tag.replace(":", "-")
+    frame = pd.read_parquet(folder / "frame.parquet")
+    held_out, truth = frame[frame["split"] == "evaluate"], pd.read_parquet(data_dir() / "truth")
+    rows = compare_with_truth(campaign, held_out, pd.read_csv(folder / "values.csv", keep_default_na=False), truth)
+    table = Table(title=f"{campaign.name}: EUR per user and window, {(frame['split'] == 'evaluate').sum():,} decisions")
+    for column in ("policy", "messaged", "value", "95% interval", "true value"):
+        table.add_column(column, justify="left" if column == "policy" else "right")
+    for row in rows.itertuples():
+        share = "" if row.share != row.share else f"{row.share:.0%}"
+        true = "" if row.true_value != row.true_value else f"{row.true_value:.3f}"
+        table.add_row(row.policy, share, f"{row.value:.3f}", f"{row.ci_lower:.3f} to {row.ci_upper:.3f}", true)
+    out.print(table)
+    week = max((data_dir() / "monitoring").glob("*-W*"))
+    out.print(f"model report:   {folder / 'report.html'}", soft_wrap=True)
+    out.print(f"weekly reports: {week}", soft_wrap=True)
+
+
 # --------------------------------------------------------------------------------------------------------- helpers
 
 
@@ -276,6 +410,61 @@ def _world_end(users: int, days: int, seed: int) -> date:
 def _as_of(day: datetime | None) -> datetime:
     end = _logs_end()
     return datetime(end.year, end.month, end.day, tzinfo=UTC) if day is None else day.replace(tzinfo=UTC)
+
+
+def _newest_snapshot() -> date:
+    days = [path.parent.name.removeprefix("date=") for path in (data_dir() / "features").glob("date=*/*.parquet")]
+    if not days:
+        raise DataError(f"{data_dir() / 'features'}: no snapshots; run `tactful features`")
+    return date.fromisoformat(max(days))
+
+
+def _user_ids(day: date) -> list[str]:
+    import pyarrow.parquet as pq
+
+    from feature_repo.store import snapshot_file
+
+    users: list[str] = pq.read_table(snapshot_file(day), columns=["user_id"]).column(0).unique().to_pylist()
+    return sorted(users)
+
+
+def _champion() -> str:
+    from models.registry import champion_tag
+
+    tag = champion_tag()
+    if tag is None:
+        raise TactfulError("no champion; run `tactful train`, then `tactful promote`")
+    return tag
+
+
+@contextmanager
+def _step(name: str, **inputs: Any) -> Iterator[bool]:
+    """Whether a step must run: not when it was finished with the same inputs. Marked as finished only at its end."""
+    from feature_repo.atomic import write_json
+
+    stamp = data_dir() / "state" / f"{name.replace(' ', '-')}.json"
+    needed = not stamp.exists() or json.loads(stamp.read_text()) != inputs
+    if not needed:
+        out.print(f"{name}: up to date")
+    yield needed
+    if needed:
+        write_json(stamp, inputs)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on the terminal's error stream; silent where that is no terminal."""
+    from rich.progress import Progress
+
+    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
+        task = progress.add_task(title)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _digest(folder: Path) -> str:
+    """Hash of the Python and YAML files of a folder."""
+    files = sorted([*folder.glob("*.py"), *folder.glob("*.yaml")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _feast(*words: str) -> None:

@@ -1,8 +1,9 @@
-"""Run `bentoml serve` as a child process on a free port: for `tactful run`, tests and benchmarks."""
+"""Start `bentoml serve` for a while: what the pipeline, the tests and the benchmarks talk to over HTTP."""
 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,52 +14,67 @@ from pathlib import Path
 
 import httpx
 
-from campaign import ROOT, TactfulError
+from campaign import ROOT, StoreError
+
+START_SECONDS = 120.0
+STOP_SECONDS = 30.0
 
 
 @contextmanager
-def serving(log: Path, *, environ: Mapping[str, str] | None = None, seconds: float = 120) -> Iterator[str]:
-    """Start the service, yield its URL once it is ready, stop it afterwards (in-flight requests are answered).
+def serving(log_file: Path, environ: Mapping[str, str] | None = None, *, ready: bool = True) -> Iterator[str]:
+    """Run the service on a free port of 127.0.0.1 until the block ends; yields its address.
 
     Args:
-        log: file that takes the server's output.
-        environ: environment variables on top of this process's.
-        seconds: how long it may take to be ready.
+        log_file: where the server's output goes.
+        environ: added to this process's environment.
+        ready: wait until it can decide; otherwise only until it answers.
 
-    Raises: TactfulError: it was not ready in time, or ended; the message has the end of the log.
+    Raises: StoreError: it did not start, or it is not ready in time; the message quotes the end of its output.
     """
-    port = free_port()
-    command = [str(Path(sys.executable).parent / "bentoml"), "serve", "--port", str(port)]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output:
-        server = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | dict(environ or {}), stdout=output, stderr=subprocess.STDOUT
-        )
-        try:
-            wait_ready(server, f"http://127.0.0.1:{port}", log, seconds)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
-            server.wait(timeout=60)
+    process, url = start(log_file, environ)
+    try:
+        wait_until(process, f"{url}/{'readyz' if ready else 'livez'}", log_file)
+        yield url
+    finally:
+        stop(process)
 
 
-def wait_ready(server: subprocess.Popen[bytes], url: str, log: Path, seconds: float) -> None:
-    """Return when /readyz answers 200 (TactfulError: it did not within `seconds`, or the server ended)."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass  # not listening yet
-        time.sleep(0.3)
-    tail = log.read_text(encoding="utf-8", errors="replace")[-2000:]
-    raise TactfulError(f"the service was not ready within {seconds:.0f} s; the end of {log}:\n{tail}")
-
-
-def free_port() -> int:
-    """A port of 127.0.0.1 that nothing listens on."""
+def start(log_file: Path, environ: Mapping[str, str] | None = None) -> tuple[subprocess.Popen[bytes], str]:
+    """Start the server in a process group of its own; returns the process and its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        port = probe.getsockname()[1]
+    command = [str(Path(sys.executable).parent / "bentoml"), "serve", "--port", str(port)]
+    environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", **(environ or {})}
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    with log_file.open("ab") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    return process, f"http://127.0.0.1:{port}"
+
+
+def wait_until(process: subprocess.Popen[bytes], url: str, log_file: Path, seconds: float = START_SECONDS) -> None:
+    """Wait until a page answers 200 (StoreError: it does not in time, or the process ends)."""
+    deadline, answer = time.monotonic() + seconds, "no answer"
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            response = httpx.get(url, timeout=5)
+            if response.status_code == 200:
+                return
+            answer = response.text[:500]
+        except httpx.HTTPError as error:
+            answer = type(error).__name__
+        time.sleep(0.2)
+    output = log_file.read_text(encoding="utf-8", errors="replace")[-2000:]
+    raise StoreError(f"the service is not ready after {seconds:.0f} s ({answer}); end of {log_file}:\n{output}")
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """Ask the server to finish what it has begun, then to end; kill what is left of its group after a while."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from campaign import Campaign, DataError
-from feature_repo.atomic import replacing, write_json, write_text
+from feature_repo.atomic import replacing, write_text
 from feature_repo.store import FeatureSchema, feature_schema, open_store
 from models.choice import Choice, Guardrail, choose_policy
 from models.decision_log import Outcome
@@ -27,14 +27,16 @@ from models.evaluation import evaluate
 from models.forward import NumpyModel
 from models.frame import read_decisions, training_frame
 from models.policy import Policy, Threshold, response_baseline
-from models.predictions import prediction_columns, scores
+from models.predictions import policy_arm, prediction_columns, scores
 from models.registry import pack
 from models.spec import FitSpec
 from models.splits import split_of
 
 Progress = Callable[[int, int], None]
-Profile = Callable[[pd.DataFrame, Mapping[str, str]], dict[str, Any]]
+# adds files to a model folder before it is packed: folder, model, rows with features and predictions
+Finish = Callable[[Path, NumpyModel, pd.DataFrame], None]
 SEND_NOTHING = sys.float_info.max  # threshold that no score exceeds; JSON has no infinity
+RESPONSE = "response model"
 MIN_ROWS = 500  # of each split: below this no interval says anything
 
 
@@ -76,7 +78,7 @@ def train_challenger(
     as_of: datetime,
     data: Path,
     *,
-    profile: Profile | None = None,
+    finish: Finish | None = None,
     progress: Progress | None = None,
     warm_start: NumpyModel | None = None,
 ) -> Challenger:
@@ -86,7 +88,7 @@ def train_challenger(
         campaign: arms, outcomes, guardrails, splits.
         as_of: no decision that matured later, and no event that arrived later, is used.
         data: folder with logs/, decisions/ and features/; reports go to reports/.
-        profile: builds the reference profile that monitoring compares with; stored in the model folder.
+        finish: adds to the model folder what serving and monitoring keep there.
         progress: called with (steps done, steps in all) while the network trains.
         warm_start: start from this model's weights.
     """
@@ -95,7 +97,7 @@ def train_challenger(
     frame = training_frame(store, read_decisions(data / "decisions"), campaign, data / "logs", as_of)
     frame["split"] = split_of(frame["user_id"], campaign.splits)
     _check_splits(frame)
-    return fit_and_report(campaign, frame, schema, data, profile=profile, progress=progress, warm_start=warm_start)
+    return fit_and_report(campaign, frame, schema, data, finish=finish, progress=progress, warm_start=warm_start)
 
 
 def fit_and_report(
@@ -104,7 +106,7 @@ def fit_and_report(
     schema: FeatureSchema,
     data: Path,
     *,
-    profile: Profile | None = None,
+    finish: Finish | None = None,
     progress: Progress | None = None,
     warm_start: NumpyModel | None = None,
 ) -> Challenger:
@@ -115,13 +117,14 @@ def fit_and_report(
     spec = fit_spec(campaign, schema)
     fitted = fit(frame[frame["split"] == "train"], spec, progress=progress, warm_start=warm_start)
     mu_hat = fitted.predict(frame)
-    choice, values = choose_and_evaluate(campaign, frame, mu_hat, rivals(frame, spec))
-    predicted = pd.concat([frame, _predictions(campaign, mu_hat, choice)], axis=1)
+    rival = rivals(frame, spec)
+    choice, values = choose_and_evaluate(campaign, frame, mu_hat, rival)
+    predicted = pd.concat([frame, _predictions(campaign, mu_hat, choice), rival_arms(campaign, rival)], axis=1)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         fitted.save(folder, _extra(campaign, schema, frame, choice, values))
-        if profile is not None:
-            write_json(folder / "reference_profile.json", profile(predicted, dict(schema.types)))
+        if finish is not None:
+            finish(folder, fitted.model, predicted)
         tag = pack(folder)
     report = data / "reports" / tag.replace(":", "-")
     report.mkdir(parents=True, exist_ok=True)
@@ -153,7 +156,7 @@ def rivals(frame: pd.DataFrame, spec: FitSpec) -> dict[str, np.ndarray]:
 
     train = frame[frame["split"] == "train"]
     return {
-        "response model": fit_response(train, spec).predict(frame),
+        RESPONSE: fit_response(train, spec).predict(frame),
         "linear T-learner": fit_linear_t(train, spec).predict(frame),
         "LightGBM S-learner": fit_lightgbm_s(train, spec).predict(frame),
     }
@@ -182,12 +185,23 @@ def choose_and_evaluate(
     policies: dict[str, Policy] = {"uplift policy": policy_of(choice, score[rows])}
     share = float((score[rows].max(axis=1) > choice.threshold).mean())
     for name, other in rival.items():
-        if name == "response model":
+        if name == RESPONSE:
             policies[name] = response_baseline(other[rows], 0, share)
         else:
             policies[name] = Threshold(scores(other[rows], campaign.weights, campaign.costs), 0.0)
     values = evaluate(log.iloc[rows].reset_index(drop=True), policies, outcomes, mu_hat=mu_hat[rows], **options)
     return choice, values
+
+
+def rival_arms(campaign: Campaign, rival: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Columns `arm_of_<model>`: the arm each simpler uplift model would send, for the gate."""
+    return pd.DataFrame(
+        {
+            f"arm_of_{name}": policy_arm(scores(mu_hat, campaign.weights, campaign.costs), 0.0)
+            for name, mu_hat in rival.items()
+            if name != RESPONSE
+        }
+    )
 
 
 def policy_of(choice: Choice, score: np.ndarray) -> Threshold:

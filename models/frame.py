@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
-from feature_repo.retrieval import historical_features
+from feature_repo.retrieval import FeatureSchema, feature_schema, historical_features
 
 from campaign import Campaign, DataError
 from models.outcomes import matured, measure_outcomes
@@ -27,6 +27,7 @@ COLUMNS = [
     "propensities",
     "reason",
     "model_tag",
+    "feature_timestamp",
     "hour",
     "surface",
 ]
@@ -117,4 +118,10 @@ def training_frame(
             f"0..{len(campaign.arm) - 1}: {list(campaign.arm_names)}"
         )
     frame = decision_features(store, counted)
-    return pd.concat([frame, measure_outcomes(counted, logs_dir, campaign.outcome, as_of)], axis=1)
+    frame = pd.concat([frame, measure_outcomes(counted, logs_dir, campaign.outcome, as_of)], axis=1)
+    return known_users(frame, feature_schema(store)).reset_index(drop=True)
+
+
+def known_users(frame: pd.DataFrame, schema: FeatureSchema) -> pd.DataFrame:
+    """Rows whose user had a snapshot at the decision; of the others the service says `unknown_user`, whatever the arm."""
+    return frame[frame[list(schema.views)].notna().any(axis=1)]

@@ -42,7 +42,9 @@ def prediction_columns(
     costs: Sequence[float],
     threshold: float,
 ) -> pd.DataFrame:
-    """Columns `uplift_<arm>_<outcome>`, `score` (best message arm), `policy_arm` and `eligible_by_policy`.
+    """Columns `mu_<control>_<outcome>`, `uplift_<arm>_<outcome>`, `score`, `policy_arm` and `eligible_by_policy`.
+
+    `score` is that of the best message arm, EUR per user.
 
     Args:
         mu_hat: shape (n, n_arms, n_outcomes).
@@ -52,11 +54,16 @@ def prediction_columns(
         threshold: a message is sent when the score exceeds it, EUR.
     """
     uplift = mu_hat[:, 1:, :] - mu_hat[:, :1, :]
-    columns = {
-        f"uplift_{arm}_{outcome}": uplift[:, a, o]
-        for a, arm in enumerate(arms[1:])
-        for o, outcome in enumerate(outcomes)
-    }
+    columns = {f"mu_{arms[0]}_{outcome}": mu_hat[:, 0, o] for o, outcome in enumerate(outcomes)}
+    for a, arm in enumerate(arms[1:]):
+        columns |= {f"uplift_{arm}_{outcome}": uplift[:, a, o] for o, outcome in enumerate(outcomes)}
     score = scores(mu_hat, list(outcomes.values()), costs)
     arm = policy_arm(score, threshold)
     return pd.DataFrame({**columns, "score": score.max(axis=1), "policy_arm": arm, "eligible_by_policy": arm > 0})
+
+
+def mu_hat_of(frame: pd.DataFrame, arms: Sequence[str], outcomes: Sequence[str]) -> np.ndarray:
+    """The predictions that `prediction_columns` spread out; shape (n, n_arms, n_outcomes)."""
+    control = frame[[f"mu_{arms[0]}_{outcome}" for outcome in outcomes]].to_numpy(dtype=float)
+    uplifts = [frame[[f"uplift_{arm}_{outcome}" for outcome in outcomes]].to_numpy(dtype=float) for arm in arms[1:]]
+    return np.stack([control, *(control + uplift for uplift in uplifts)], axis=1)

@@ -29,7 +29,7 @@ BAD = [
     ("alpha = 0.05", "alpha = 0.7", r"policy\.alpha: Input should be less than 0\.5 \(got 0\.7\)"),
     ("holdout_share = 0.10", "holdout_share = 0.95", r"holdout_share \+ exploration_share == 1\.05, must be <= 1"),
     ("margin = 0.02", "# margin = 0.02", r"outcome\[1\]: margin == None with role == 'guardrail'"),
-    ("train = 0.60", "train = 0.70", r"splits: train \+ select \+ evaluate == 1\.1, must be 1"),
+    ("train = 0.55", "train = 0.65", r"splits: train \+ select \+ evaluate == 1\.1, must be 1"),
     ('name = "premium_offer"', 'name = "none"', r"arm names \['none', 'none'\] must be unique"),
     ('name = "none"', 'name = "none"\ncost = 1.0', r"is control: its cost == 1, must be 0"),
     ("first_day = 14", "first_day = 40", r"first_day == 40, must be < window_days == 28"),
@@ -63,7 +63,7 @@ def test_load_campaign_missing_file(tmp_path):
 def test_campaign_hash_ignores_comments_and_order_but_not_values(tmp_path):
     first = load_campaign().hash
     commented = TOML.replace("name = ", "# a comment\nname = ", 1).replace(
-        "train = 0.60\nselect = 0.15", "select = 0.15\ntrain = 0.60"
+        "train = 0.55\nselect = 0.20", "select = 0.20\ntrain = 0.55"
     )
     assert load_campaign(write(tmp_path, commented)).hash == first
     assert load_campaign(write(tmp_path, TOML.replace("weight = 12.0", "weight = 12.5"))).hash != first

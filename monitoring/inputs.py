@@ -1,0 +1,93 @@
+"""Read what a week's verdict rests on: the champion, the week's decisions, and the matured ones with their outcomes."""
+
+from __future__ import annotations
+
+import json
+from datetime import date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from campaign import Campaign, ModelError
+from feature_repo.store import open_store
+from models.forward import NumpyModel
+from models.frame import countable, decision_features, read_decisions
+from models.outcomes import measure_outcomes
+from models.predictions import predict_frame, prediction_columns
+from models.registry import champion_tag, model_path
+from models.splits import split_of
+from monitoring.weekly import WeekInputs
+
+REFERENCE_ROWS = 20_000
+# These move by themselves: an account grows older, our own messages become history. Shown, never counted as drift.
+IGNORED = ("account_age_days", "messages_7d", "messages_28d", "messages_90d", "days_since_message")
+
+
+def weekly_inputs(campaign: Campaign, data: Path, day: date, as_of: datetime) -> WeekInputs:
+    """Everything `run_week` needs about the week that `day` lies in.
+
+    Args:
+        campaign: thresholds and outcomes.
+        data: data folder.
+        day: any day of the week (Monday to Sunday, UTC).
+        as_of: nothing that arrived later is used.
+
+    Raises: ModelError: there is no champion. DataError: there are no decisions.
+    """
+    tag = champion_tag()
+    if tag is None:
+        raise ModelError("no champion to monitor; run `tactful train`, then `tactful promote`")
+    folder = model_path(tag)
+    model = NumpyModel.load(folder)
+    profile = json.loads((folder / "reference_profile.json").read_text(encoding="utf-8"))
+    decisions, store = read_decisions(data / "decisions"), open_store()
+    monday = pd.Timestamp(day - timedelta(days=day.weekday()), tz="UTC")
+    in_week = (decisions["decided_at"] >= monday) & (decisions["decided_at"] < monday + pd.Timedelta(days=7))
+    matured = unseen_matured(decisions, campaign, model, as_of)
+    outcomes = measure_outcomes(matured, data / "logs", campaign.outcome, as_of)
+    return WeekInputs(
+        week=day,
+        as_of=as_of,
+        campaign=campaign,
+        champion=tag,
+        features={feature.name: feature.kind for feature in model.spec.features},
+        week_frame=_with_predictions(store, decisions[in_week].reset_index(drop=True), campaign, model),
+        matured_frame=pd.concat([_with_predictions(store, matured, campaign, model), outcomes], axis=1),
+        profile=profile,
+        reference_sample=_reference_sample(data / "reports" / tag.replace(":", "-") / "frame.parquet"),
+        quarantined=tuple(path.read_text(encoding="utf-8") for path in sorted((data / "quarantine").rglob("*.txt"))),
+    )
+
+
+def unseen_matured(decisions: pd.DataFrame, campaign: Campaign, model: NumpyModel, as_of: datetime) -> pd.DataFrame:
+    """Matured decisions of the last `pool_weeks` matured weeks that the model was not trained on."""
+    matured = countable(decisions, campaign, as_of)
+    end = pd.Timestamp(as_of) - pd.Timedelta(days=campaign.matures_after_days)
+    recent = matured["decided_at"] > end - pd.Timedelta(weeks=campaign.monitoring.pool_weeks)
+    trained_until = pd.Timestamp(model.spec.extra["data_window"]["to"])
+    trained_on = (split_of(matured["user_id"], campaign.splits) == "train") & (matured["decided_at"] <= trained_until)
+    return matured[recent & ~trained_on].reset_index(drop=True)
+
+
+def model_predictions(frame: pd.DataFrame, campaign: Campaign, model: NumpyModel) -> pd.DataFrame:
+    """A model's prediction columns for rows with features, by the policy stored with it."""
+    mu_hat = predict_frame(model, frame) if len(frame) else np.zeros((0, len(campaign.arm), len(campaign.outcome)))
+    weights = {outcome.name: outcome.weight for outcome in model.spec.outcomes}
+    threshold = float(model.spec.extra["policy"]["threshold"])
+    columns = prediction_columns(mu_hat, model.spec.arms, weights, model.spec.costs, threshold)
+    return columns.set_index(frame.index)
+
+
+def _with_predictions(store: Any, decisions: pd.DataFrame, campaign: Campaign, model: NumpyModel) -> pd.DataFrame:
+    frame = decision_features(store, decisions)
+    return pd.concat([frame, model_predictions(frame, campaign, model)], axis=1)
+
+
+def _reference_sample(file: Path) -> pd.DataFrame | None:
+    """A seeded sample of the champion's training rows; None where its report folder is gone."""
+    if not file.exists():
+        return None
+    frame = pd.read_parquet(file)
+    return frame.sample(min(len(frame), REFERENCE_ROWS), random_state=0).reset_index(drop=True)
