@@ -28,7 +28,7 @@ svg { width: 100%; height: auto; }
 figcaption { font-weight: 600; } .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 4px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } .bad { color: #d55e00; font-weight: 600; }
+th:first-child, td:first-child { text-align: left; } td.long { text-align: left; white-space: normal; }
 """
 
 
@@ -174,5 +174,10 @@ def _note(statistics: Statistics) -> str:
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = "".join(f'<th scope="col">{escape(h)}</th>' for h in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cell(text: str) -> str:
+    long = ' class="long"' if len(text) > 40 else ""
+    return f"<td{long}>{escape(text)}</td>"

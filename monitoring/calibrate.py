@@ -1,0 +1,104 @@
+"""Thresholds from your own quiet weeks: how much moves when nothing is wrong.
+
+Every platform wobbles: weekdays, campaigns, seasons. From the stats.json of weeks in which nothing was wrong, each
+threshold is the value that such a week exceeds with no more than its share of the false alarm budget (upper prediction
+bound; effects and row counts are taken as lognormal). With few weeks the bound is wide, as it must be.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import t as student
+
+from campaign import Campaign, DataError
+from monitoring.realised import LOOKS_PER_YEAR, REALISED_SHARE
+
+MIN_WEEKS = 6
+# below these nothing matters in practice, however quiet the weeks were
+FLOORS = {"drift_effect": 0.05, "psi_red_line": 0.10, "missing_delta": 0.02, "row_count_factor": 1.5}
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Proposed [monitoring] thresholds, what the campaign has now, and the weeks they rest on."""
+
+    proposed: Mapping[str, float]
+    current: Mapping[str, float]
+    weeks: tuple[str, ...]
+
+    def text(self) -> str:
+        """Lines for campaign.toml."""
+        lines = [f"# calibrated on {len(self.weeks)} quiet weeks, {self.weeks[0]} to {self.weeks[-1]}", "[monitoring]"]
+        lines += [f"{name} = {value:g}  # was {self.current[name]:g}" for name, value in self.proposed.items()]
+        return "\n".join(lines)
+
+
+def calibrate(stats: Mapping[str, Mapping[str, Any]], campaign: Campaign) -> Calibration:
+    """Propose thresholds.
+
+    Args:
+        stats: ISO week -> content of its stats.json; weeks in which nothing was wrong.
+        campaign: false alarm budget and drift share.
+
+    Raises: DataError: fewer than MIN_WEEKS weeks with a drift measurement.
+    """
+    quiet = {week: s for week, s in sorted(stats.items()) if s.get("drift")}
+    if len(quiet) < MIN_WEEKS:
+        raise DataError(
+            f"{len(quiet)} quiet weeks with statistics ({', '.join(quiet) or 'none'}), at least {MIN_WEEKS} needed; "
+            "run `tactful monitor --week DATE` for more weeks in which nothing was wrong"
+        )
+    weekly = [_of_week(s, campaign.monitoring.drift_share) for s in quiet.values()]
+    effect, psi, missing, rows = (np.array([w[name] for w in weekly]) for name in ("effect", "psi", "missing", "rows"))
+    budget = (1 - REALISED_SHARE) * campaign.monitoring.yearly_false_alarm / LOOKS_PER_YEAR
+    persisting = float(np.sqrt(budget))  # drift must hold for two weeks; wobble of two weeks is taken as independent
+    bounds = {
+        "drift_effect": np.exp(prediction_bound(np.log(effect), persisting)),
+        "psi_red_line": np.exp(prediction_bound(np.log(psi), budget)),
+        "missing_delta": prediction_bound(missing, budget),
+        "row_count_factor": np.exp(prediction_bound(np.abs(np.log(rows / np.median(rows))), budget)),
+    }
+    proposed = {name: float(f"{max(bound, FLOORS[name]):.2g}") for name, bound in bounds.items()}
+    current = {name: float(getattr(campaign.monitoring, name)) for name in proposed}
+    return Calibration(proposed, current, tuple(quiet))
+
+
+def _of_week(stats: Mapping[str, Any], drift_share: float) -> dict[str, float]:
+    """What the thresholds are held against: the effect that `drift_share` of the features exceed, and worst cases."""
+    features = [c for c in stats["drift"]["columns"] if c["role"] == "feature"]
+    effects = sorted((c["effect"] for c in features), reverse=True)
+    return {
+        "effect": effects[max(ceil(drift_share * len(effects)), 1) - 1],
+        "psi": max(c["psi"] for c in features),
+        "missing": max(c["missing"] - c["missing_ref"] for c in features),
+        "rows": next(check["value"] for check in stats["checks"] if check["name"] == "rows"),
+    }
+
+
+def prediction_bound(values: np.ndarray, alpha: float) -> float:
+    """Value that the next one exceeds with probability alpha, if they are normal.
+
+    Source: Hahn, Meeker (1991), Statistical Intervals, section 4.7: mean + t(n-1) sd sqrt(1 + 1/n).
+    """
+    n = len(values)
+    return float(values.mean() + student.isf(alpha, n - 1) * values.std(ddof=1) * np.sqrt(1 + 1 / n))
+
+
+def read_stats(out_dir: Path, weeks: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """The stats.json of the named weeks (ISO, "2026-W07"), or of every week that was measured.
+
+    Raises: DataError: a named week has none.
+    """
+    files = {file.parent.name: file for file in sorted(out_dir.glob("*-W*/stats.json"))}
+    absent = [week for week in weeks if week not in files]
+    if absent:
+        there = ", ".join(files) or "none"
+        raise DataError(f"{out_dir}: no stats.json of {', '.join(absent)}; weeks there are: {there}")
+    return {week: json.loads(files[week].read_text(encoding="utf-8")) for week in (weeks or files)}
