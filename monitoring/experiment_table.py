@@ -102,6 +102,8 @@ def _variant_codes(values: pd.Series, plan: ExperimentPlan) -> np.ndarray:
 
 def _labels(values: pd.Series) -> pd.Series:
     """Values as text; whole floats as integers, so that variant 1 is "1" also in a column that was once nullable."""
+    if values.dtype == object and pd.api.types.infer_dtype(values, skipna=False) == "string":
+        return values
     if pd.api.types.is_float_dtype(values) and (values.dropna() % 1 == 0).all():
         values = values.astype("Int64")
     return values.astype("string").astype(object).where(values.notna(), None)

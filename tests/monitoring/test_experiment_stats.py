@@ -120,6 +120,8 @@ def test_obrien_fleming_spends_alpha_over_unequal_looks(fractions):
     z = np.cumsum(rng.standard_normal((200_000, len(fractions))) * steps, axis=1) / np.sqrt(fractions)
     rate = (z > obrien_fleming(0.05, fractions)).any(axis=1).mean()
     assert rate == pytest.approx(0.05, abs=3 * math.sqrt(0.05 * 0.95 / 200_000))
+    # the wrong variant fails: every look as if it were the only one
+    assert (z > critical_z(0.05)).any(axis=1).mean() > 0.07
 
 
 def test_alarm_holds_when_one_looks_after_every_batch():

@@ -1,0 +1,325 @@
+"""What the experiment read-out promises, measured on simulated experiments with known truth.
+
+    .venv/bin/python benchmarks/experiment.py
+
+Writes the section `experiment` of docs/benchmarks.md. One process, about 5 minutes on one core; every figure carries
+its Monte-Carlo standard error and its seed. Small versions of the same functions run in the tests.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from feature_repo.atomic import write_text
+from models import Outcome, evaluate
+from models.policy import Threshold
+from monitoring.experiment_forecast import forecast_against_outcome, forecasts_of
+from monitoring.experiment_plan import ExperimentPlan, Metric
+from monitoring.experiment_power import plan_experiment
+from monitoring.experiment_read import Readout, read_experiment
+from monitoring.experiment_stats import sample_ratio
+
+SEGMENTS = np.array(["free", "premium", "trial"])
+SEGMENT_SHARES = (0.6, 0.3, 0.1)
+SUBSCRIPTION = Metric(name="subscription", kind="binary", role="success")
+LISTENING = Metric(name="listening", kind="continuous", role="success", covariate="listening_before")
+RETENTION = Metric(name="retention", kind="binary", role="guardrail", margin=0.03, segment_margin=0.10)
+GUARDED = ExperimentPlan(segments=("plan",), metric=(SUBSCRIPTION, RETENTION))
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
+
+
+@dataclass(frozen=True)
+class Effects:
+    """True effects of the treatment: on subscription (rate), on listening (hours), on retention by segment (rate)."""
+
+    subscription: float = 0.0
+    listening: float = 0.0
+    retention: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    differing: float = 1.0  # share of users for whom the variants decide differently; the effects are on these
+
+
+def draw(rng: np.random.Generator, n: int, effects: Effects = Effects(), control: float = 0.5) -> pd.DataFrame:
+    """One experiment's table: activity moves subscription, retention and listening together, as in real logs."""
+    activity = rng.standard_normal(n)
+    plan = rng.choice(len(SEGMENTS), n, p=SEGMENT_SHARES)
+    treated = rng.random(n) >= control
+    differs = rng.random(n) < effects.differing
+    moved = (treated & differs).astype(float)
+    retained = 0.80 + 0.08 * np.tanh(activity) + np.take(effects.retention, plan) * moved
+    subscribed = 0.06 + 0.03 * np.tanh(activity) + effects.subscription * moved
+    return pd.DataFrame(
+        {
+            "user_id": np.arange(n),
+            "variant": np.where(treated, "treatment", "control"),
+            "plan": SEGMENTS[plan],
+            "differs": differs,
+            "subscription": (rng.random(n) < subscribed).astype(float),
+            "retention": (rng.random(n) < retained).astype(float),
+            "listening": 5 + 2 * activity + 1.5 * rng.standard_normal(n) + effects.listening * moved,
+            "listening_before": 5 + 2 * activity + 1.5 * rng.standard_normal(n),
+        }
+    )
+
+
+def rate_and_se(hits: int, n: int) -> tuple[float, float]:
+    """A share and its Monte-Carlo standard error (not 0 at a share of 0)."""
+    share = hits / n
+    return share, math.sqrt(max(share, 1 / n) * (1 - share) / n)
+
+
+def read_at_looks(frame: pd.DataFrame, plan: ExperimentPlan) -> list[Readout]:
+    """Readings at every planned look until one ships or rolls back, as a live experiment is read."""
+    readouts = []
+    for fraction in plan.fractions:
+        readouts.append(read_experiment(frame.iloc[: round(fraction * len(frame))], plan))
+        if readouts[-1].decision != "hold":
+            break
+    return readouts
+
+
+def decisions(n_experiments: int, n: int, plan: ExperimentPlan, effects: Effects, seed: int) -> dict[str, int]:
+    """How often simulated experiments of n users end in each decision."""
+    rng = np.random.default_rng(seed)
+    plan = plan.model_copy(update={"planned_users": n})
+    counts = dict.fromkeys(("ship", "hold", "rollback"), 0)
+    for _ in range(n_experiments):
+        counts[read_at_looks(draw(rng, n, effects), plan)[-1].decision] += 1
+    return counts
+
+
+def planned(effects: Effects, looks: int, seed: int) -> tuple[ExperimentPlan, float]:
+    """The plan for a candidate with these effects, from the outcomes of 50,000 users; and the promised probability."""
+    history = draw(np.random.default_rng(seed), 50_000).assign(variant="control")
+    report = plan_experiment(
+        history, GUARDED.model_copy(update={"looks": looks}), {"subscription": effects.subscription}
+    )
+    return report.plan, report.ship_probability
+
+
+def srm_alarms(n_experiments: int, seed: int) -> dict[str, float]:
+    """Share of healthy experiments in which each sample-ratio check fails at p < 0.05."""
+    rng = np.random.default_rng(seed)
+    plan = GUARDED.model_copy(update={"srm_p": 0.05})
+    failed: dict[str, int] = {"overall": 0, "by day": 0, "by segment": 0}
+    for _ in range(n_experiments):
+        frame = draw(rng, 2000)
+        checks = read_experiment(frame.assign(day=np.arange(2000) * 7 // 2000), plan).checks
+        for name, passed in zip(("overall", "by day", "by segment"), checks["passed"], strict=True):
+            failed[name] += not passed
+    return {name: hits / n_experiments for name, hits in failed.items()}
+
+
+def srm_nominal(draws: int, seed: int) -> float:
+    """Share of healthy experiments with an overall alarm at the default p < 0.001."""
+    treated = np.random.default_rng(seed).binomial(20_000, 0.5, draws)
+    shares = np.array([0.5, 0.5])
+    return float(np.mean([sample_ratio(np.array([20_000 - k, k]), shares)[1] < 0.001 for k in treated]))
+
+
+def triggered_agreement(n_experiments: int, n: int, seed: int) -> dict[str, float]:
+    """Triggered against untriggered analysis of the same experiments, 30% of users differing, true effect known."""
+    rng = np.random.default_rng(seed)
+    effects = Effects(subscription=0.03, differing=0.3)
+    plain = ExperimentPlan(metric=(SUBSCRIPTION,))
+    triggered = plain.model_copy(update={"trigger": "differs"})
+    rows = []
+    for _ in range(n_experiments):
+        frame = draw(rng, n, effects)
+        for plan in (plain, triggered):
+            row = read_experiment(frame, plan).table.iloc[0]
+            rows.append((row["effect_size"], row["ci_lower"], row["ci_upper"]))
+    values = np.array(rows).reshape(n_experiments, 2, 3)
+    gap = values[:, 1, 0] - values[:, 0, 0]
+    truth = effects.subscription * effects.differing
+    return {
+        "difference": float(gap.mean()),
+        "difference_se": float(gap.std(ddof=1) / math.sqrt(n_experiments)),
+        "width_ratio": float(np.mean((values[:, 1, 2] - values[:, 1, 1]) / (values[:, 0, 2] - values[:, 0, 1]))),
+        "coverage_plain": float(np.mean((values[:, 0, 1] <= truth) & (truth <= values[:, 0, 2]))),
+        "coverage_triggered": float(np.mean((values[:, 1, 1] <= truth) & (truth <= values[:, 1, 2]))),
+    }
+
+
+def cuped_reduction(n_experiments: int, n: int, seed: int) -> dict[str, float]:
+    """Variance of the effect over experiments, and planned users, with CUPED over without; theory is 1 - rho**2."""
+    rng = np.random.default_rng(seed)
+    plans = [
+        ExperimentPlan(metric=(LISTENING.model_copy(update={"covariate": c}),)) for c in (None, "listening_before")
+    ]
+    effects = np.array(
+        [
+            [read_experiment(frame, plan).table["effect_size"].iloc[0] for plan in plans]
+            for frame in (draw(rng, n) for _ in range(n_experiments))
+        ]
+    )
+    history = draw(rng, 50_000)
+    users = [plan_experiment(history, plan, {"listening": 0.1}).users for plan in plans]
+    variance = effects.var(axis=0, ddof=1)
+    return {
+        "theory": 1 - (4 / 6.25) ** 2,  # activity explains 4 of 6.25 in both periods
+        "variance_ratio": float(variance[1] / variance[0]),
+        "users_ratio": users[1] / users[0],
+    }
+
+
+def offline_log(rng: np.random.Generator, n: int) -> pd.DataFrame:
+    """A decision log with 10% holdout, 10% exploration and a champion that messages 60%: what evaluation sees."""
+    score = rng.standard_normal(n)
+    propensity_of_message = np.where(score > -0.25, 0.85, 0.05)
+    arm = (rng.random(n) < propensity_of_message).astype(int)
+    outcomes = message_outcomes(rng, score, arm)
+    propensity = np.where(arm == 1, propensity_of_message, 1 - propensity_of_message)
+    log = pd.DataFrame({"user_id": np.arange(n), "score": score, "arm": arm, "propensity": propensity})
+    return log.assign(**outcomes)
+
+
+def message_outcomes(rng: np.random.Generator, score: np.ndarray, arm: np.ndarray) -> dict[str, np.ndarray]:
+    """Outcomes of users with a known score under an arm: a message helps those with a high score, tires the others."""
+    subscribed = 0.05 + arm * np.clip(0.015 + 0.015 * score, -0.02, 0.05)
+    listening = 5 + score + arm * (0.1 + 0.1 * score)
+    return {
+        "subscription": (rng.random(len(score)) < subscribed).astype(float),
+        "listening": listening + 2 * rng.standard_normal(len(score)),
+    }
+
+
+def forecast_coverage(n_experiments: int, n_offline: int, n_live: int, seed: int) -> pd.DataFrame:
+    """Offline forecast of a threshold policy against send-all, then the live test of the same two policies.
+
+    Returns: one row per experiment and metric, as from `forecast_against_outcome`.
+    """
+    rng = np.random.default_rng(seed)
+    plan = ExperimentPlan(metric=(SUBSCRIPTION, LISTENING.model_copy(update={"covariate": None})))
+    outcomes = [Outcome("subscription", "binary", 12.0), Outcome("listening", "continuous", 0.05)]
+    compared = []
+    for _ in range(n_experiments):
+        log = offline_log(rng, n_offline)
+        policy = {"candidate": Threshold("score", 0.5)}
+        evaluation = evaluate(log, policy, outcomes, features=["score"], estimators=("dr",))
+        forecasts = forecasts_of(evaluation, "candidate", "send_all", "treatment")
+        score, treated = rng.standard_normal(n_live), rng.random(n_live) < 0.5
+        arm = np.where(treated, score > 0.5, True).astype(int)
+        live = pd.DataFrame({"user_id": np.arange(n_live), "variant": np.where(treated, "treatment", "control")})
+        compared.append(forecast_against_outcome(forecasts, live.assign(**message_outcomes(rng, score, arm)), plan))
+    return pd.concat(compared, ignore_index=True)
+
+
+def measure() -> list[tuple[str, str, str]]:
+    """Every promise with its figure: (what, target, measured)."""
+    good, rows = Effects(subscription=0.02), []
+
+    def told(what: str, target: str, counts: dict[str, int], decision: str = "ship") -> None:
+        share, se = rate_and_se(counts[decision], sum(counts.values()))
+        rows.append((what, target, f"{share:.3f} (SE {se:.3f})"))
+
+    one_metric = ExperimentPlan(metric=(SUBSCRIPTION,))
+    for looks, seed in ((1, 11), (5, 12)):
+        plan = one_metric.model_copy(update={"looks": looks})
+        told(
+            f"A/A, one success metric, {looks} look(s), 1,000 experiments of 4,000: shipped",
+            "<= .05 (.025 planned)",
+            decisions(1000, 4000, plan, Effects(), seed),
+        )
+    guarded = GUARDED.model_copy(update={"looks": 5})
+    told(
+        "A/A, guardrail in 3 segments, 5 looks, 500 experiments of 4,000: rolled back (alarm)",
+        "<= .05",
+        decisions(500, 4000, guarded, Effects(), 13),
+        "rollback",
+    )
+    nominal = srm_nominal(200_000, 14)
+    rows.append(("sample-ratio alarm at p < .001, overall, 200,000 draws", ".001", f"{nominal:.5f} (SE .00007)"))
+    for name, rate in srm_alarms(2000, 15).items():
+        rows.append((f"sample-ratio alarm at p < .05, {name}, 2,000 experiments", ".05", f"{rate:.3f} (SE .005)"))
+    for looks, seed in ((1, 16), (5, 17)):
+        plan, promised = planned(good, looks, seed)
+        users = plan.planned_users or 0
+        told(
+            f"good candidate (+2 pp), {looks} look(s), planned {users} users, promised {promised:.3f}: shipped",
+            ">= .80 +- .04",
+            decisions(1000, users, plan, good, seed + 100),
+        )
+        for harm in (0.10, 0.15):
+            harmful = Effects(subscription=0.02, retention=(0.0, 0.0, -harm))
+            told(
+                f"the same, retention -{100 * harm:.0f} pp in one segment (margin 10 pp), {looks} look(s): shipped",
+                "<= .05",
+                decisions(400, users, plan, harmful, seed + 200),
+            )
+    triggered = triggered_agreement(400, 8000, 18)
+    rows.append(
+        (
+            "triggered minus untriggered effect, 30% differ, 400 experiments",
+            "within 2 SE of 0",
+            f"{triggered['difference']:+.6f} (SE {triggered['difference_se']:.6f})",
+        )
+    )
+    rows.append(("width, triggered over untriggered", "< 1; .59 by theory", f"{triggered['width_ratio']:.3f}"))
+    rows.append(
+        (
+            "95% coverage of the true diluted effect, untriggered / triggered",
+            ".95",
+            f"{triggered['coverage_plain']:.3f} / {triggered['coverage_triggered']:.3f} (SE .011)",
+        )
+    )
+    cuped = cuped_reduction(1000, 1000, 19)
+    rows.append(
+        (
+            "CUPED, variance of the effect over 1,000 experiments, with / without",
+            f"{cuped['theory']:.3f}",
+            f"{cuped['variance_ratio']:.3f}",
+        )
+    )
+    rows.append(("CUPED, planned users with / without", f"{cuped['theory']:.3f} +- 10%", f"{cuped['users_ratio']:.3f}"))
+    forecast = forecast_coverage(300, 10_000, 8000, 20)
+    for metric, part in forecast.groupby("metric"):
+        share, se = rate_and_se(int(part["covered"].sum()), len(part))
+        rows.append(
+            (
+                f"forecast against live, {metric}, 300 experiments: 95% interval covers 0",
+                ".95 +- .02",
+                f"{share:.3f} (SE {se:.3f})",
+            )
+        )
+    share, se = rate_and_se(int(forecast["covered"].sum()), len(forecast))
+    rows.append(("the same, both metrics", ".95 +- .02", f"{share:.3f} (SE {se:.3f})"))
+    return rows
+
+
+def write_section(file: Path, name: str, text: str) -> None:
+    """Replace one section between its markers, or append it; other sections stay as they are."""
+    old = file.read_text(encoding="utf-8") if file.exists() else "# Benchmarks\n"
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    section = f"{start}\n{text.strip()}\n{end}"
+    if start in old and end in old:
+        new = old[: old.index(start)] + section + old[old.index(end) + len(end) :]
+    else:
+        new = f"{old.rstrip()}\n\n{section}\n"
+    write_text(file, new)
+
+
+def main(measured: Callable[[], list[tuple[str, str, str]]] = measure) -> None:
+    """Measure everything and write the section."""
+    began = time.process_time()
+    rows = measured()
+    seconds = time.process_time() - began
+    lines = [
+        "## Live experiments",
+        "",
+        f"`python benchmarks/experiment.py`, {seconds:.0f} s of one core, seeds 11 to 20.",
+        "",
+    ]
+    lines += ["| promise | target | measured |", "| --- | --- | --- |", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
+    write_section(DOCS, "experiment", "\n".join(lines))
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Small seeded versions of benchmarks/experiment.py: what the read-out promises, on experiments with known truth."""
+
+import importlib.util
+import math
+from pathlib import Path
+
+import pytest
+
+from monitoring.experiment_plan import ExperimentPlan
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "experiment.py"
+
+
+@pytest.fixture(scope="module")
+def bench():
+    import sys
+
+    spec = importlib.util.spec_from_file_location("experiment_benchmark", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+def upper(rate, n):
+    """Three Monte-Carlo standard errors above a rate."""
+    return rate + 3 * math.sqrt(rate * (1 - rate) / n)
+
+
+@pytest.mark.parametrize("looks", [1, 5])
+def test_no_effect_rarely_ships(bench, looks):
+    plan = ExperimentPlan(metric=(bench.SUBSCRIPTION,), looks=looks)
+    counts = bench.decisions(80, 1500, plan, bench.Effects(), seed=1)
+    assert counts["ship"] / 80 <= upper(0.025, 80)
+
+
+def test_no_effect_rarely_alarms_over_five_looks(bench):
+    counts = bench.decisions(40, 1500, bench.GUARDED.model_copy(update={"looks": 5}), bench.Effects(), seed=2)
+    assert counts["rollback"] / 40 <= upper(0.05, 40)
+
+
+def test_sample_ratio_alarms_at_their_nominal_rate(bench):
+    assert bench.srm_nominal(20_000, seed=3) == pytest.approx(0.001, abs=3 * math.sqrt(0.001 / 20_000))
+    for rate in bench.srm_alarms(80, seed=3).values():
+        assert rate <= upper(0.05, 80)
+
+
+@pytest.mark.parametrize("looks", [1, 3])
+def test_good_candidate_ships_as_often_as_planned(bench, looks):
+    effects = bench.Effects(subscription=0.03)
+    plan, promised = bench.planned(effects, looks, seed=4)
+    counts = bench.decisions(80, plan.planned_users, plan, effects, seed=5)
+    assert promised == pytest.approx(0.8, abs=0.01)
+    assert counts["ship"] / 80 == pytest.approx(0.8, abs=3 * math.sqrt(0.8 * 0.2 / 80))
+
+
+def test_harm_in_one_segment_rarely_ships(bench):
+    good = bench.Effects(subscription=0.03)
+    plan, _ = bench.planned(good, 3, seed=4)
+    at_margin = bench.Effects(subscription=0.03, retention=(0.0, 0.0, -0.10))
+    counts = bench.decisions(60, plan.planned_users, plan, at_margin, seed=6)
+    assert counts["ship"] / 60 <= upper(0.05, 60)
+
+
+def test_triggered_analysis_agrees_and_is_narrower(bench):
+    found = bench.triggered_agreement(60, 3000, seed=7)
+    assert abs(found["difference"]) < 3 * found["difference_se"]
+    assert found["width_ratio"] < 0.65
+    assert min(found["coverage_plain"], found["coverage_triggered"]) >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 60)
+
+
+def test_cuped_saves_what_theory_says(bench):
+    found = bench.cuped_reduction(100, 500, seed=8)
+    assert found["users_ratio"] == pytest.approx(found["theory"], rel=0.10)
+    # the ratio of two correlated sample variances of 100 effects has a relative SE of about .15
+    assert found["variance_ratio"] == pytest.approx(found["theory"], rel=0.45)
+
+
+def test_forecast_and_live_intervals_cover_their_difference(bench):
+    compared = bench.forecast_coverage(30, 5000, 3000, seed=9)
+    assert compared["covered"].mean() >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / len(compared))
+
+
+def test_benchmark_section_replaces_only_itself(bench, tmp_path):
+    file = tmp_path / "benchmarks.md"
+    file.write_text("# Benchmarks\n\n<!-- other -->\nkept\n<!-- /other -->\n")
+    bench.write_section(file, "experiment", "one")
+    bench.write_section(file, "experiment", "two")
+    text = file.read_text()
+    assert "kept" in text
+    assert "one" not in text
+    assert text.count("<!-- experiment -->\ntwo\n<!-- /experiment -->") == 1
