@@ -38,7 +38,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer
 from rich.console import Console
 
-from campaign import ROOT, Campaign, DataError, TactfulError, data_dir, load_campaign
+from campaign import ROOT, Campaign, DataError, ModelError, TactfulError, data_dir, load_campaign
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -319,6 +319,7 @@ def run(
         if needed:
             train(datetime.combine(last - timedelta(days=14), datetime.min.time()))
             promote()
+            _champion()  # without one nothing below can work, and the next run must try again
     with _step("decisions", **world) as needed:
         if needed:
             _serve_a_day(last)
@@ -433,7 +434,7 @@ def _champion() -> str:
 
     tag = champion_tag()
     if tag is None:
-        raise TactfulError("no champion; run `tactful train`, then `tactful promote`")
+        raise ModelError("no champion; run `tactful train`, then `tactful promote` (--force overrules the gate)")
     return tag
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.dataset as ds
-from feature_repo.retrieval import FeatureSchema, feature_schema, historical_features
 
 from campaign import Campaign, DataError
+from feature_repo.retrieval import FeatureSchema, feature_schema, historical_features
 from models.outcomes import matured, measure_outcomes
 
 COLUMNS = [
@@ -123,5 +123,5 @@ def training_frame(
 
 
 def known_users(frame: pd.DataFrame, schema: FeatureSchema) -> pd.DataFrame:
-    """Rows whose user had a snapshot at the decision; of the others the service says `unknown_user`, whatever the arm."""
+    """Rows whose user had a snapshot at the decision; to the service the others are `unknown_user` in any arm."""
     return frame[frame[list(schema.views)].notna().any(axis=1)]

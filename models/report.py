@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from html import escape
 from importlib.metadata import version
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from campaign import Campaign
 from models.choice import Choice
-from models.page import BLUE, GREY, VERMILION, Section, figure_html, render_page, table_html
-
-POLICY_NAMES = {"send_none": "send none", "send_all": "send all"}
+from models.curves import calibration, gain_curve, heterogeneity, rate
+from models.estimators import effect_scores
+from models.figures import POLICY_NAMES, calibration_figure, gain_figure, segments_figure, values_figure
+from models.page import Section, render_page, table_html
 
 
 def training_report(
@@ -29,74 +28,97 @@ def training_report(
         choice: the chosen threshold and its constraints.
         values: `evaluate` on the `evaluate` users.
     """
-    held_out = frame[frame["split"] == "evaluate"]
+    rows = (frame["split"] == "evaluate").to_numpy()
+    held_out = frame[rows].reset_index(drop=True)
+    effect = score_effect(campaign, held_out, mu_hat[rows])
     certified = bool(np.isfinite(choice.threshold))
-    sections = [
-        _values_section(values),
-        _outcomes_section(values),
-        _guardrail_section(choice),
-        _segment_section(values),
-        _who_section(held_out, campaign),
-    ]
     return render_page(
         title=f"Is the message worth sending? {campaign.name}",
         subtitle=f"{tag}: {len(frame):,} matured decisions, {frame['decided_at'].min():%d %b %Y} to "
-        f"{frame['decided_at'].max():%d %b %Y}; values from {len(held_out):,} decisions of users the network never saw.",
+        f"{frame['decided_at'].max():%d %b %Y}; values from {len(held_out):,} decisions of users never trained on.",
         verdict=_verdict(values, certified),
         explanation=choice.reason,
         certified=certified,
-        sections=sections,
+        sections=[
+            _values_section(values),
+            _gain_section(held_out, effect),
+            _calibration_section(held_out, effect),
+            _outcomes_section(values),
+            _segment_section(values),
+            _tree_section(held_out, campaign),
+            _guardrail_section(choice),
+        ],
         facts=_facts(campaign, tag, frame),
     )
 
 
-def weighted_rows(values: pd.DataFrame, baseline: str, segment: str = "") -> pd.DataFrame:
-    """Doubly robust rows of the weighted outcome against one baseline ("" for values)."""
-    rows = (values["outcome"] == "weighted") & (values["estimator"] == "dr") & (values["segment"] == segment)
+def score_effect(campaign: Campaign, frame: pd.DataFrame, mu_hat: np.ndarray) -> np.ndarray:
+    """Doubly robust score of each row for the effect of its best message arm; shape (n,), EUR per user, net of cost."""
+    outcome = frame[[f"y_{name}" for name in campaign.outcome_names]].to_numpy(dtype=float)
+    arm, propensity = frame["arm"].to_numpy(dtype=np.int64), frame["propensity"].to_numpy(dtype=float)
+    effects = (
+        effect_scores(outcome, arm, propensity, mu_hat) @ np.array(campaign.weights) - np.array(campaign.costs)[1:]
+    )
+    uplift = (mu_hat[:, 1:] - mu_hat[:, :1]) @ np.array(campaign.weights) - np.array(campaign.costs)[1:]
+    return np.asarray(effects[np.arange(len(frame)), uplift.argmax(axis=1)])
+
+
+def weighted_rows(values: pd.DataFrame, baseline: str) -> pd.DataFrame:
+    """Doubly robust rows of the weighted outcome against one baseline ("" for values), everybody."""
+    rows = (values["outcome"] == "weighted") & (values["estimator"] == "dr") & (values["segment"] == "")
     return values[rows & (values["baseline"] == baseline)]
 
 
 def _verdict(values: pd.DataFrame, certified: bool) -> str:
     if not certified:
         return "Send nothing: no threshold passed its guardrails with a gain."
-    gains = [
-        weighted_rows(values, baseline).set_index("policy").loc["uplift policy"]
-        for baseline in ("send_none", "send_all")
-    ]
-    parts = [f"{gain['value']:+.3f} EUR ({gain['ci_lower']:+.3f} to {gain['ci_upper']:+.3f})" for gain in gains]
-    return (
-        f"The uplift policy is worth {parts[0]} per user more than sending none, and {parts[1]} more than sending all."
-    )
+    gains = [weighted_rows(values, baseline).set_index("policy") for baseline in ("send_none", "send_all")]
+    told = []
+    for gain in (table.loc["uplift policy"] for table in gains):
+        significant = "" if gain["ci_lower"] > 0 or gain["ci_upper"] < 0 else ", not significantly different"
+        told.append(f"{gain['value']:+.3f} EUR (95%: {gain['ci_lower']:+.3f} to {gain['ci_upper']:+.3f}{significant})")
+    return f"The uplift policy gains per user and window {told[0]} over sending none, {told[1]} over sending all."
 
 
 def _values_section(values: pd.DataFrame) -> Section:
-    import plotly.graph_objects as go
-
-    own = weighted_rows(values, "").iloc[::-1]
-    names = [POLICY_NAMES.get(name, name) for name in own["policy"]]
-    figure = go.Figure(
-        go.Scatter(
-            x=own["value"],
-            y=names,
-            mode="markers",
-            marker={"color": [BLUE if name == "uplift policy" else GREY for name in own["policy"]], "size": 10},
-            error_x=_bars(own),
-        )
-    )
-    figure.update_layout(xaxis_title="EUR per user and window, 95% interval", height=90 + 40 * len(own))
-    table = pd.DataFrame({"policy": names[::-1]})
+    own = weighted_rows(values, "")
+    table = pd.DataFrame({"policy": [POLICY_NAMES.get(name, name) for name in own["policy"]]})
     for baseline, title in (("", "value"), ("send_none", "against none"), ("send_all", "against all")):
-        rows = weighted_rows(values, baseline).set_index("policy").reindex(own["policy"].iloc[::-1])
+        rows = weighted_rows(values, baseline).set_index("policy").reindex(own["policy"])
         table[title] = rows["value"].to_numpy()
         table[f"{title}, 95%"] = _intervals(rows)
     return Section(
         "What each policy is worth",
         text="Weighted outcome less message cost, had everybody been treated by the policy. Differences are paired: "
         "the same users under both policies.",
-        plots=[figure_html(figure, "values")],
+        plots=[values_figure(own)],
         tables=[table_html(table, "Doubly robust estimates, EUR per user and window.", dict.fromkeys(table, "{:.3f}"))],
-        note="The response model messages the same share of users, by predicted probability of the first outcome under "
-        "the message: what most teams do. An interval of a difference that contains 0 means: not significantly different.",
+        note="The response model messages as many users, ranked by their predicted first outcome under the message: "
+        "what most teams do. An interval of a difference that contains 0 means: not significantly different.",
+    )
+
+
+def _gain_section(frame: pd.DataFrame, effect: np.ndarray) -> Section:
+    score, user = frame["score"].to_numpy(), pd.factorize(frame["user_id"])[0]
+    autoc, qini = (rate(score, effect, target, cluster=user) for target in ("autoc", "qini"))  # type: ignore[arg-type]
+    return Section(
+        "How many to message",
+        text="Users are messaged from the highest score down. Where the curve falls, messages harm.",
+        plots=[gain_figure(gain_curve(score, effect, cluster=user), float(frame["eligible_by_policy"].mean()))],
+        note=f"AUTOC {autoc.value:.3f} (standard error {autoc.se:.3f}), Qini {qini.value:.3f} ({qini.se:.3f}), EUR per "
+        "user: both are 0 for a score that knows nothing.",
+    )
+
+
+def _calibration_section(frame: pd.DataFrame, effect: np.ndarray) -> Section:
+    score, user = frame["score"].to_numpy(), pd.factorize(frame["user_id"])[0]
+    slope = heterogeneity(score, effect, cluster=user)["slope"]
+    return Section(
+        "Do users gain what was predicted?",
+        text="Tenths of users by predicted score, against what the random arms say they really gained.",
+        plots=[calibration_figure(calibration(score, effect, cluster=user))],
+        note=f"Slope of realised on predicted: {slope.value:.2f} (standard error {slope.se:.2f}); "
+        "1 is perfect, 0 knows nothing.",
     )
 
 
@@ -110,29 +132,13 @@ def _outcomes_section(values: pd.DataFrame) -> Section:
     table = rows[["outcome", "estimator", "value", "se", "ci_lower", "ci_upper", "n_events", "status"]]
     return Section(
         "What the uplift policy changes, outcome by outcome",
-        text="Against sending none, in each outcome's own unit per user; doubly robust (dr) beside self-normalised "
+        text="Against sending none, in each outcome's own unit per user. Doubly robust (dr) beside self-normalised "
         "inverse propensity (snips), which uses no model: they should agree.",
         tables=[table_html(table, formats=dict.fromkeys(("value", "se", "ci_lower", "ci_upper"), "{:.4f}"))],
     )
 
 
-def _guardrail_section(choice: Choice) -> Section:
-    table = choice.table.copy()
-    candidates = choice.candidates.copy()
-    return Section(
-        "Guardrails, and how the threshold was chosen",
-        text="Candidates were tested from the smallest message volume upwards, on users of the select split; each must "
-        "keep every guardrail above minus its margin, overall and in each segment. The first failure ends the sequence.",
-        tables=[
-            table_html(candidates, "Candidates, in the order tested.", _formats(candidates)),
-            table_html(table, "Every constraint of every tested candidate.", _formats(table)),
-        ],
-    )
-
-
 def _segment_section(values: pd.DataFrame) -> Section:
-    import plotly.graph_objects as go
-
     rows = values[
         (values["outcome"] == "weighted")
         & (values["estimator"] == "dr")
@@ -140,61 +146,52 @@ def _segment_section(values: pd.DataFrame) -> Section:
         & (values["segment"] != "")
         & values["policy"].isin(["send_all", "uplift policy"])
     ]
-    figure = go.Figure()
-    for policy, colour in (("send_all", VERMILION), ("uplift policy", BLUE)):
-        part = rows[rows["policy"] == policy]
-        label = POLICY_NAMES.get(policy, policy)
-        figure.add_scatter(
-            x=part["value"],
-            y=part["segment"],
-            mode="markers",
-            name=label,
-            marker={"color": colour},
-            error_x=_bars(part),
-        )
-    figure.add_vline(x=0, line_color=GREY, line_width=1)
-    figure.update_layout(
-        xaxis_title="EUR per user against sending none, 95% interval", height=120 + 34 * rows["segment"].nunique()
-    )
-    return Section("Who is helped, who is harmed: by segment", plots=[figure_html(figure, "segments")])
+    return Section("Who is helped, who is harmed: by segment", plots=[segments_figure(rows)] if len(rows) else [])
 
 
-def _who_section(frame: pd.DataFrame, campaign: Campaign) -> Section:
+def _tree_section(frame: pd.DataFrame, campaign: Campaign) -> Section:
     """A small tree of the score: the splits that explain most of it."""
     from sklearn.tree import DecisionTreeRegressor, export_text
 
-    columns = [c for c in frame.columns if pd.api.types.is_numeric_dtype(frame[c]) and _is_feature(c, frame, campaign)]
+    own = {"arm", "propensity", "hour", "score", "policy_arm", "eligible_by_policy"}
+    made = ("y_", "uplift_", "mu_", "arm_of_")
+    columns = [c for c in frame.select_dtypes("number") if c not in own and not c.startswith(made)]
     known = frame[columns].fillna(frame[columns].median()).fillna(0.0)
     tree = DecisionTreeRegressor(max_depth=3, min_samples_leaf=max(20, len(frame) // 20), random_state=0)
     tree.fit(known, frame["score"])
-    share = float(tree.score(known, frame["score"]))
     return Section(
-        "A readable approximation of the score",
-        text=f"A tree of depth 3 over the numeric features; leaves are mean predicted scores, EUR per user. It explains "
-        f"{share:.0%} of the score's variance: read it as a sketch, the network decides.",
-        pre=export_text(tree, feature_names=columns, decimals=2, show_weights=False),
+        "The score, sketched",
+        text="A tree of depth 3 over the numeric features; leaves are mean predicted scores, EUR per user. It explains "
+        f"{tree.score(known, frame['score']):.0%} of the score's variance; the network decides, not the tree.",
+        pre=export_text(tree, feature_names=columns, decimals=2),
     )
 
 
-def _is_feature(name: str, frame: pd.DataFrame, campaign: Campaign) -> bool:
-    own = {"arm", "propensity", "hour", "score", "policy_arm", "eligible_by_policy"}
-    return name not in own and not name.startswith(("y_", "uplift_"))
-
-
-def _bars(rows: pd.DataFrame) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": rows["ci_upper"] - rows["value"],
-        "arrayminus": rows["value"] - rows["ci_lower"],
-    }
+def _guardrail_section(choice: Choice) -> Section:
+    candidates = choice.candidates.drop(columns="score")
+    chosen = (
+        choice.table[np.isclose(choice.table["threshold"], choice.threshold)] if len(choice.table) else choice.table
+    )
+    failed = choice.table[choice.table["status"] != "pass"] if len(choice.table) else choice.table
+    columns = [c for c in choice.table.columns if c not in ("score", "threshold")]
+    return Section(
+        "Guardrails, and how the threshold was chosen",
+        text="Candidates were tested from the smallest message volume upwards, on the users of the select split. Each "
+        "must keep every guardrail above minus its margin, overall and in each segment; the first failure ends the "
+        "sequence.",
+        tables=[
+            table_html(
+                candidates, "Candidates in the order tested; gain over sending none, EUR.", _formats(candidates)
+            ),
+            table_html(chosen[columns], "Every constraint of the chosen candidate.", _formats(chosen)),
+            table_html(failed[columns], "What ended the sequence, if anything did.", _formats(failed)),
+        ],
+    )
 
 
 def _intervals(rows: pd.DataFrame) -> list[str]:
-    return [
-        "" if np.isnan(low) else f"{low:.3f} to {high:.3f}"
-        for low, high in zip(rows["ci_lower"], rows["ci_upper"], strict=True)
-    ]
+    ends = zip(rows["ci_lower"], rows["ci_upper"], strict=True)
+    return ["" if np.isnan(low) else f"{low:.3f} to {high:.3f}" for low, high in ends]
 
 
 def _formats(table: pd.DataFrame) -> dict[str, str]:
@@ -202,17 +199,13 @@ def _formats(table: pd.DataFrame) -> dict[str, str]:
 
 
 def _facts(campaign: Campaign, tag: str, frame: pd.DataFrame) -> dict[str, str]:
-    weights = ", ".join(f"{o.name} {o.weight:g} EUR" for o in campaign.outcome)
     counts = frame.groupby("split")["user_id"].agg(["size", "nunique"])
-    splits = ", ".join(
-        f"{name}: {row['size']:,} decisions of {row['nunique']:,} users" for name, row in counts.iterrows()
-    )
     return {
-        "model": escape(tag),
+        "model": tag,
         "campaign": f"{campaign.name} ({campaign.hash})",
-        "weights per unit": weights,
+        "weights per unit": ", ".join(f"{o.name} {o.weight:g} EUR" for o in campaign.outcome),
         "message cost": ", ".join(f"{arm.name} {arm.cost:g} EUR" for arm in campaign.arm),
-        "users": splits,
+        "users": ", ".join(f"{n}: {r['size']:,} decisions of {r['nunique']:,} users" for n, r in counts.iterrows()),
         "seed": str(campaign.training.seed),
         "interval": "95%, clustered by user",
         "value of a policy": "doubly robust: Dudik, Langford, Li (2011), Doubly Robust Policy Evaluation and Learning",
