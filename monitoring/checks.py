@@ -79,6 +79,8 @@ def check_schema(frame: pd.DataFrame, features: Mapping[str, str], campaign: Cam
 
 
 def _is_text(values: pd.Series) -> pd.Series:
+    if pd.api.types.infer_dtype(values, skipna=True) == "string":
+        return pd.Series(True, index=values.index)
     return values.map(lambda value: isinstance(value, str))
 
 

@@ -1,7 +1,7 @@
 """A fast stand-in for a platform: frames of decisions as the weekly step gets them, with a known truth.
 
 15 normal, 10 lognormal and 5 count features share latent factors; 5 strings. Uplift is linear in three of the latents;
-its size, and the base rates, are those of the simulator (subscription 6% + 1.2 points on average, sd 5 points).
+its size, and the base rates, are about those of the simulator (subscription 8% + 1.2 points on average, sd 7 points).
 A real platform's weeks are never equal: `wobble` moves every feature's mean and the base rates a little each week.
 """
 
@@ -53,10 +53,14 @@ def make_frame(
     *,
     monday: date = MONDAY,
     service: bool = True,
-    days: int = 7,
+    policy: np.ndarray | None = None,
     users: int | None = None,
 ) -> pd.DataFrame:
-    """Decisions of one week with features, predictions (of a model that knows the truth of Truth()) and outcomes."""
+    """Decisions of one week with features, predictions (of a model that knows the truth of Truth()) and outcomes.
+
+    `service`: decided by holdout, exploration and policy (`policy`, arms, or the score's), else a random phase.
+    `users`: draw the users among so many, so that some come back; else every row has its own.
+    """
     factors = rng.normal(size=(n, 6))
     moves = rng.normal(0, truth.wobble, len(NUMBERS)) if truth.wobble else np.zeros(len(NUMBERS))
     moves += [truth.shift.get(name, 0.0) for name in NUMBERS]
@@ -74,21 +78,21 @@ def make_frame(
         columns["country"] = np.where(rng.random(n) < truth.new_market, "IN", columns["country"])
     frame = pd.DataFrame(columns)
     a, b, c = latent[:, 0], latent[:, 1], latent[:, 2]
-    predicted = {"subscription": 0.012 + 0.05 * a, "retention": 0.012 + 0.08 * b, "listening": -0.5 + 2.5 * c}
+    predicted = {"subscription": 0.012 + 0.07 * a, "retention": 0.012 + 0.12 * b, "listening": -0.5 + 2.5 * c}
     base = {  # so that every outcome's mean stays possible under both arms
-        "subscription": 0.06 + 0.05 * np.maximum(-a, 0),
-        "retention": 0.78 - 0.08 * np.maximum(b, 0),
+        "subscription": 0.05 + 0.07 * np.maximum(-a, 0),
+        "retention": 0.78 - 0.12 * np.maximum(b, 0),
         "listening": 9.0 + 5.0 * np.abs(c),
     }
-    return _with_decisions(frame, rng, predicted, base, truth, monday, service, days, users)
+    return _with_decisions(frame, rng, predicted, base, truth, monday, service, policy, users)
 
 
-def _with_decisions(frame, rng, predicted, base, truth, monday, service, days, users):
+def _with_decisions(frame, rng, predicted, base, truth, monday, service, policy, users):
     n, setup = len(frame), campaign()
     arm_name = setup.arm_names[1]
     weights = dict(zip(setup.outcome_names, setup.weights, strict=True))
     score = sum(weights[o] * predicted[o] for o in weights) - setup.costs[1]
-    policy_arm = (score > 0).astype(np.int64)
+    policy_arm = (score > 0).astype(np.int64) if policy is None else policy
     h, e = setup.assignment.holdout_share, setup.assignment.exploration_share
     u, v = rng.random(n), rng.integers(0, 2, n)
     if service:
@@ -100,10 +104,11 @@ def _with_decisions(frame, rng, predicted, base, truth, monday, service, days, u
         arm = np.where(layer == "holdout", 0, v)
         p_message = np.full(n, (1 - h) / 2)
     start = pd.Timestamp(monday, tz="UTC")
-    decided = (start + pd.to_timedelta(np.sort(rng.random(n)) * days * 86_400, unit="s")).as_unit("us")
-    frame["decision_id"] = [f"{monday:%y%m%d}-{i}" for i in range(n)]
+    decided = (start + pd.to_timedelta(np.sort(rng.random(n)) * 7 * 86_400, unit="s")).as_unit("us")
+    day = f"{monday:%y%m%d}-"
+    frame["decision_id"] = [f"{day}{i}" for i in range(n)]
     number = np.arange(n) if users is None else rng.integers(0, users, n)
-    prefix = f"{monday:%y%m%d}-" if users is None else ""
+    prefix = day if users is None else ""
     frame["user_id"] = [f"{prefix}u{i}" for i in number]
     frame["decided_at"] = decided
     frame["feature_timestamp"] = decided.floor("D")
