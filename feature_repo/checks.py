@@ -7,7 +7,7 @@ contract does not name pass too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -43,6 +43,10 @@ class Column:
     categories: tuple[str, ...] | None = None
 
 
+Rule = Callable[[pa.Table], tuple[str, Any, str]]
+"""A check across columns: table -> (column to show, mask of bad rows, the rule they break)."""
+
+
 @dataclass(frozen=True)
 class Contract:
     """One table: its columns, the key that names a row, and the column whose UTC date is the partition's `date`."""
@@ -51,7 +55,7 @@ class Contract:
     columns: dict[str, Column]
     key: tuple[str, ...]
     partition_by: str = "created_timestamp"
-    not_after: tuple[str, str] | None = None  # the first column may lie at most a day after the second (clock skew)
+    rules: tuple[Rule, ...] = ()
 
 
 def check_file(path: Path, contract: Contract) -> None:
@@ -63,7 +67,7 @@ def check_file(path: Path, contract: Contract) -> None:
     """
     try:
         with pq.ParquetFile(path) as file:
-            problems = list(_schema_problems(file.schema_arrow, contract))
+            problems = list(_file_problems(file, contract))
             table = None if problems else file.read(columns=list(contract.columns))
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file ({_first_line(error)}); export it again") from None
@@ -82,7 +86,12 @@ def _partition_date(path: Path) -> date | None:
     return date.fromisoformat(name.removeprefix("date=")) if name.startswith("date=") else None
 
 
-def _schema_problems(schema: pa.Schema, contract: Contract) -> Iterator[str]:
+def _file_problems(file: pq.ParquetFile, contract: Contract) -> Iterator[str]:
+    """What the footer alone tells."""
+    if file.metadata.num_rows == 0:
+        yield "0 rows, must be at least 1; export it again, or leave the file out when nothing happened"
+        return
+    schema = file.schema_arrow
     for name, column in contract.columns.items():
         if name not in schema.names:
             yield f"column {name!r} is missing; found {', '.join(schema.names)}; add it to the export"
@@ -118,18 +127,13 @@ def _advice(found: pa.DataType) -> str:
 
 
 def _value_problems(table: pa.Table, contract: Contract, partition: date | None) -> Iterator[str]:
-    if table.num_rows == 0:
-        yield "0 rows, must be at least 1; export it again, or leave the file out when nothing happened"
-        return
     for name, column in contract.columns.items():
         for bad, rule in _broken_rules(table[name].combine_chunks(), column):
             yield from _describe(table, name, bad, rule)
     if partition is not None:
         yield from _partition_problems(table, contract.partition_by, partition)
-    if contract.not_after is not None:
-        earlier, later = contract.not_after
-        bad = pc.greater(pc.subtract(table[earlier], table[later]), pa.scalar(timedelta(days=1)))
-        yield from _describe(table, earlier, bad, f"must not be more than a day after {later}")
+    for check in contract.rules:
+        yield from _describe(table, *check(table))
 
 
 def _broken_rules(values: Any, column: Column) -> Iterator[tuple[Any, str]]:

@@ -11,9 +11,16 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from campaign import DataError
+from feature_repo import checks
 from feature_repo.atomic import write_json, write_text
 from feature_repo.checks import Column, Contract, check_file
 
@@ -42,7 +49,32 @@ _OPTIONAL = Column("string", nullable=True)
 def _log(name: str, key: tuple[str, ...], **columns: Column) -> Contract:
     """A raw log: every row says whose it is, when it happened and when it arrived."""
     common = {"user_id": _STRING, "event_timestamp": _TIME, "created_timestamp": _TIME}
-    return Contract(name, common | columns, key, not_after=("event_timestamp", "created_timestamp"))
+    return Contract(name, common | columns, key, rules=(_not_from_the_future,))
+
+
+def _not_from_the_future(table: pa.Table) -> tuple[str, Any, str]:
+    """A clock may run ahead by a day at most, or the windows of the features would miss the row."""
+    ahead = pc.subtract(table["event_timestamp"], table["created_timestamp"])
+    bad = pc.greater(ahead, pa.scalar(timedelta(days=1)))
+    return "event_timestamp", bad, "must not be more than a day after created_timestamp"
+
+
+def _arm_has_a_propensity(table: pa.Table) -> tuple[str, Any, str]:
+    bad = pc.greater_equal(table["arm"], pc.list_value_length(table["propensities"]))
+    return "arm", bad, "must be the index of one of the propensities"
+
+
+def _propensities_sum_to_one(table: pa.Table) -> tuple[str, Any, str]:
+    lists = table["propensities"].combine_chunks()
+    total = np.bincount(pc.list_parent_indices(lists), pc.list_flatten(lists), minlength=len(lists))
+    return "propensities", pa.array(np.abs(total - 1) > 1e-6), "must sum to 1"
+
+
+def _propensity_is_of_the_arm(table: pa.Table) -> tuple[str, Any, str]:
+    lists, arms = table["propensities"].to_pylist(), table["arm"].to_pylist()
+    of_arm = [p[a] if p and a is not None and 0 <= a < len(p) else None for p, a in zip(lists, arms, strict=True)]
+    bad = pc.greater(pc.abs(pc.subtract(table["propensity"], pa.array(of_arm, pa.float64()))), 1e-6)
+    return "propensity", bad, "must be the propensity of the arm"
 
 
 LOGS: dict[str, Contract] = {
@@ -113,6 +145,7 @@ DECISIONS = Contract(
     },
     ("decision_id",),
     partition_by="decided_at",
+    rules=(_arm_has_a_propensity, _propensities_sum_to_one, _propensity_is_of_the_arm),
 )
 
 
@@ -156,9 +189,10 @@ def _read_seen(logs_dir: Path) -> dict[str, list[int]]:
     """Size and modification time of each file already checked against these very contracts."""
     try:
         seen = json.loads(_seen_file(logs_dir).read_text())
-    except FileNotFoundError:
+        checked: dict[str, list[int]] = seen["checked"] if seen["contracts"] == _HASH else {}
+    except (FileNotFoundError, ValueError, KeyError):  # none yet, or damaged: checking again is always right
         return {}
-    return seen["checked"] if seen["contracts"] == _HASH else {}
+    return checked
 
 
 def _stamp(path: Path) -> list[int]:
@@ -172,4 +206,5 @@ def _quarantine(path: Path, target: Path, reason: str) -> Quarantined:
     return Quarantined(target, reason)
 
 
-_HASH = hashlib.sha256(repr((LOGS,)).encode()).hexdigest()[:16]
+# A file is checked again when the contracts or the checks change.
+_HASH = hashlib.sha256(b"".join(Path(f).read_bytes() for f in (__file__, checks.__file__))).hexdigest()[:16]

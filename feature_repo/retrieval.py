@@ -66,6 +66,8 @@ def historical_features(store: FeatureStore, entity_frame: pd.DataFrame, service
 
 def _entity_rows(frame: pd.DataFrame, schema: FeatureSchema) -> pd.DataFrame:
     """Row id, user, time and request: nothing else is Feast's business."""
+    if frame.empty:
+        raise DataError("entity_frame has 0 rows; nothing to look up")
     clash = [c for c in frame.columns if c in schema.types]
     if clash:
         raise DataError(f"entity_frame has columns named like features: {', '.join(clash)}; rename them")
@@ -81,6 +83,8 @@ def _entity_rows(frame: pd.DataFrame, schema: FeatureSchema) -> pd.DataFrame:
         raise DataError(
             f"entity_frame column 'event_timestamp' is {frame['event_timestamp'].dtype}, must be a time in UTC"
         )
+    if not pd.api.types.is_string_dtype(frame["user_id"]):
+        raise DataError(f"entity_frame column 'user_id' is {frame['user_id'].dtype}, must be strings")
     hour = frame.get("hour", pd.Series(np.nan, frame.index)).astype("float64").fillna(UNKNOWN_HOUR)
     surface = frame.get("surface", pd.Series(None, frame.index, dtype=object))
     return pd.DataFrame(
@@ -116,7 +120,7 @@ def latest_features(
         [("user_id", pa.string()), ("event_timestamp", pa.timestamp("us", tz="UTC"))]
         + [(name, pa.float64() if schema.types[name] == "numeric" else pa.string()) for name in schema.names]
     )
-    with pq.ParquetFile(snapshot_file(day)) as file:
+    with pq.ParquetFile(snapshot_file(store, day)) as file:
         stored = [f.name for f in wanted if f.name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_rows, columns=stored):
             absent = pa.nulls(batch.num_rows)

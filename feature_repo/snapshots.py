@@ -27,6 +27,7 @@ from feature_repo.contracts import LOGS
 
 CHUNK_ROWS = 500_000  # users x days computed at once: bounds memory, whatever the range
 ROW_GROUP = 65_536
+UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException, duckdb.BinderException, duckdb.ConversionException)
 _DAY = timedelta(days=1)
 
 
@@ -124,15 +125,9 @@ def _load(con: duckdb.DuckDBPyConnection, logs_dir: Path, first: date, last: dat
         for sql in (aggregates.USERS, aggregates.PROFILES, aggregates.DAILY_SESSIONS, aggregates.DAILY_MESSAGES):
             con.execute(sql)
         con.execute(aggregates.DAILY_SUBSCRIPTIONS)
-    except (
-        duckdb.IOException,
-        duckdb.InvalidInputException,
-        duckdb.BinderException,
-        duckdb.ConversionException,
-    ) as error:
-        raise DataError(
-            f"{logs_dir}: a log cannot be read ({error}); check the files with contracts.ingest first"
-        ) from None
+    except UNREADABLE as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{logs_dir}: a log cannot be read: {reason}; check the files with contracts.ingest") from None
 
 
 def _files(folder: Path, since: date | None, until: date) -> list[str]:

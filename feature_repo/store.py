@@ -69,10 +69,17 @@ def open_store(repo_path: Path | str | None = None) -> FeatureStore:
 
 
 def feature_schema(store: FeatureStore, service: str = "uplift_v1") -> FeatureSchema:
-    """Names, types and expiry of a feature service, in the order of its definition."""
+    """Names, types and expiry of a feature service, in the order of its definition.
+
+    Raises:
+        StoreError: there is no such service.
+    """
+    services = {s.name: s for s in store.list_feature_services()}
+    if service not in services:
+        raise StoreError(f"no feature service {service!r}; found {', '.join(sorted(services))}")
     ttls = {view.name: view.ttl for view in store.list_feature_views() if view.ttl}
     types, views, ttl_days = {}, {}, {}
-    for projection in store.get_feature_service(service).feature_view_projections:
+    for projection in services[service].feature_view_projections:
         for field in projection.features:
             types[field.name] = "string" if str(field.dtype) == "String" else "numeric"
             if projection.name in ttls:
@@ -81,13 +88,14 @@ def feature_schema(store: FeatureStore, service: str = "uplift_v1") -> FeatureSc
     return FeatureSchema(service, tuple(types), types, views, ttl_days)
 
 
-def snapshot_file(day: date) -> Path:
+def snapshot_file(store: FeatureStore, day: date) -> Path:
     """The snapshot of a day.
 
     Raises:
         StoreError: it has not been built.
     """
-    path = data_dir() / "features" / f"date={day}" / "snapshot.parquet"
+    source: str = store.get_data_source("snapshots").path
+    path = Path(source).parents[1] / f"date={day}" / "snapshot.parquet"
     if not path.exists():
         raise StoreError(f"{path}: no snapshot of {day}; run `tactful features`")
     return path
@@ -105,24 +113,25 @@ def materialize(store: FeatureStore, day: date) -> int:
     Raises:
         StoreError: there is no such snapshot, or the online store does not give it back.
     """
-    with pq.ParquetFile(snapshot_file(day)) as file:
+    with pq.ParquetFile(snapshot_file(store, day)) as file:
         users: int = file.metadata.num_rows
         first = next(file.iter_batches(READ_BACK, columns=["user_id"])).column(0).to_pylist()
     midnight = datetime.combine(day, time(), UTC)
     # Every user has a row in every snapshot: the newest day alone is the newest value of all.
     store.materialize(midnight, midnight)
-    _read_back(store, first, int(midnight.timestamp()))
+    _read_back(store, first, day)
     return users
 
 
-def _read_back(store: FeatureStore, user_ids: list[str], expected: int) -> None:
-    """Feast's engines can fail and report success, so the values are read again (event time, in seconds)."""
+def _read_back(store: FeatureStore, user_ids: list[str], day: date) -> None:
+    """Feast's engines can fail and report success, so the values are read again: their event time, in seconds."""
+    expected = int(datetime.combine(day, time(), UTC).timestamp())
     for view in store.list_feature_views():
         name = view.features[0].name
         answer = store.get_online_features([f"{view.name}:{name}"], {"user_id": user_ids}).to_dict(True)
         missing = [u for u, t in zip(user_ids, answer[f"{name}__ts"], strict=True) if t < expected]
         if missing:
             raise StoreError(
-                f"online store: {len(missing)} of {len(user_ids)} users lack today's {view.name} after materializing, "
+                f"online store: {len(missing)} of {len(user_ids)} users lack {view.name} of {day} after materializing, "
                 f"for example {missing[0]!r}; run `tactful features` again, and look at the online store's own log"
             )

@@ -1,0 +1,72 @@
+"""Feast's own commands, as documented, on a copy of the repository; and a light import."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from feature_world import LAST, ROOT, Repo, copy_repo
+
+from feature_repo.aggregates import COLUMNS
+
+
+def test_materialize_incremental(repo: Repo, tmp_path: Path) -> None:
+    """Feast's first run starts at the clock minus the ttl, so the snapshot is dated today; the machine is in New York."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    snapshot = pq.read_table(repo.data / "features" / f"date={LAST}" / "snapshot.parquet", partitioning=None)
+    dated = pa.array([today] * snapshot.num_rows, pa.timestamp("us", tz="UTC"))
+    for column in ("event_timestamp", "created_timestamp"):
+        snapshot = snapshot.set_column(snapshot.schema.get_field_index(column), column, dated)
+    folder = repo.data / "features" / f"date={today.date()}"
+    folder.mkdir()
+    pq.write_table(snapshot, folder / "snapshot.parquet")
+    try:
+        fresh = Repo(copy_repo(tmp_path / "feature_repo"), repo.data)
+        shutil.copytree(repo.path / "data", fresh.path / "data", ignore=shutil.ignore_patterns("online.db"))
+        with (
+            sqlite3.connect(repo.path / "data" / "online.db") as applied,
+            sqlite3.connect(fresh.path / "data" / "online.db") as to,
+        ):
+            applied.backup(to)
+            to.execute("DELETE FROM tactful_user_profile")
+        done = fresh.feast("materialize-incremental", today.strftime("%Y-%m-%dT%H:%M:%S"), TZ="America/New_York")
+    finally:
+        shutil.rmtree(folder)
+    assert done.returncode == 0, done.stderr
+    noise = [line for line in done.stderr.splitlines() if "Warning" in line or "WARNING" in line or "leak" in line]
+    assert noise == []
+    with sqlite3.connect(fresh.path / "data" / "online.db") as db:
+        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
+        rows = [db.execute(f"SELECT count(*), min(event_ts), max(event_ts) FROM {name}").fetchone() for name in tables]
+    assert sum(count for count, *_ in rows) == len(COLUMNS) * snapshot.num_rows
+    assert {stamp[:19] for _, *stamps in rows for stamp in stamps} == {today.strftime("%Y-%m-%d %H:%M:%S")}
+
+
+def test_import_is_light() -> None:
+    """The log contracts, snapshots and retrieval load without Feast: it takes seconds."""
+    code = "import sys, feature_repo.contracts, feature_repo.snapshots, feature_repo.retrieval; print('feast' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_feastignore_lists_every_file_but_the_services() -> None:
+    """A definition read twice, under two names, would be defined twice."""
+    folder = ROOT / "feature_repo"
+    ignored = {line for line in (folder / ".feastignore").read_text().splitlines() if line and not line.startswith("#")}
+    assert ignored == {p.name for p in folder.glob("*.py")} - {"__init__.py", "services.py"}
+
+
+def test_profiles_differ_only_in_the_online_store() -> None:
+    import yaml
+
+    local, redis = (
+        yaml.safe_load((ROOT / "feature_repo" / f"feature_store{p}.yaml").read_text()) for p in ("", ".redis")
+    )
+    assert {k for k in local if local[k] != redis[k]} == {"registry", "online_store"}
+    assert timedelta(seconds=local["registry"]["cache_ttl_seconds"]) <= timedelta(minutes=10)

@@ -1,0 +1,196 @@
+"""Snapshots: the values, built once, whole, and the same however the work was cut."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import subprocess
+import sys
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from feature_logs import START, make_logs, write_logs
+from feature_oracle import Oracle
+
+from campaign import DataError, StoreError
+from feature_repo import snapshots
+from feature_repo.aggregates import COLUMNS
+from feature_repo.snapshots import build_snapshots
+
+DAY = timedelta(days=1)
+
+
+def read(path: Path) -> pd.DataFrame:
+    return pq.read_table(path, partitioning=None).to_pandas()
+
+
+def contents(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*.parquet"))
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def assert_equal_rows(found: pd.DataFrame, wanted: list[dict]) -> None:
+    """Column by column; 1e-9 because the twin adds in another order."""
+    for name in COLUMNS:
+        expected = [row[name] for row in wanted]
+        if found[name].dtype == object:
+            assert found[name].tolist() == expected, name
+        else:
+            np.testing.assert_allclose(found[name], np.array(expected, float), rtol=1e-9, atol=1e-9, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small") / "logs"
+    write_logs(make_logs(users=40, days=12, seed=3), folder, 12)
+    return folder
+
+
+@pytest.mark.parametrize("number", [1, 2, 15, 33, 60])
+def test_snapshot_equals_oracle(number: int, features_dir: Path, oracle: Oracle) -> None:
+    day = START + number * DAY
+    found = read(features_dir / f"date={day}" / "snapshot.parquet")
+    users = sorted(u for u in oracle.rows["users"] if oracle.features(u, day, day) is not None)
+    assert found["user_id"].tolist() == users
+    assert set(found["event_timestamp"]) == set(found["created_timestamp"]) == {pd.Timestamp(day, tz="UTC")}
+    assert_equal_rows(found, [oracle.features(u, day, day) for u in users])
+
+
+@pytest.mark.parametrize("number", [2, 17, 34])
+def test_corrections_equal_oracle(number: int, features_dir: Path, oracle: Oracle) -> None:
+    known = START + number * DAY
+    found = read(features_dir / f"date={known}" / "corrections.parquet")
+    days = [known - back * DAY for back in (4, 3, 2, 1)]
+    wanted = [
+        (day, user)
+        for day in days
+        for user in sorted(oracle.rows["users"])
+        if oracle.corrected(user, day, known) and oracle.features(user, day, known) is not None
+    ]
+    assert wanted
+    assert list(zip(found["event_timestamp"].dt.date, found["user_id"], strict=True)) == wanted
+    assert set(found["created_timestamp"]) == {pd.Timestamp(known, tz="UTC")}
+    assert_equal_rows(found, [oracle.features(user, day, known) for day, user in wanted])
+
+
+def test_snapshot_types_are_microseconds_utc_and_float64(features_dir: Path) -> None:
+    schema = pq.read_schema(features_dir / f"date={START + DAY}" / "snapshot.parquet")
+    types = {
+        str(schema.field(n).type) for n in schema.names if n not in ("user_id", "plan", "country", "device", "age_band")
+    }
+    assert types == {"timestamp[us, tz=UTC]", "double"}
+
+
+def test_build_day_by_day_equals_range(small: Path, tmp_path: Path) -> None:
+    build_snapshots(small, tmp_path / "range")
+    for number in range(1, 13):
+        assert build_snapshots(small, tmp_path / "daily", START + number * DAY) == [START + number * DAY]
+    assert contents(tmp_path / "daily") == contents(tmp_path / "range")
+
+
+def test_build_in_any_chunks_and_time_zone_is_the_same(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_snapshots(small, tmp_path / "one")
+    monkeypatch.setattr(snapshots, "CHUNK_ROWS", 100)
+    monkeypatch.setenv("TZ", "America/New_York")
+    build_snapshots(small, tmp_path / "many", threads=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+
+
+def test_build_ignores_what_arrived_later(small: Path, tmp_path: Path) -> None:
+    """The logs of later days change nothing: no leak from the future."""
+    early = tmp_path / "logs"
+    write_logs(make_logs(users=40, days=12, seed=3), early, 6)
+    build_snapshots(early, tmp_path / "early")
+    build_snapshots(small, tmp_path / "late", START + 6 * DAY)
+    assert contents(tmp_path / "early") == contents(tmp_path / "late")
+
+
+def test_build_again_does_nothing(small: Path, tmp_path: Path) -> None:
+    assert len(build_snapshots(small, tmp_path / "f")) == 12
+    stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("*.parquet")}
+    assert build_snapshots(small, tmp_path / "f") == []
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "f").rglob("*.parquet")} == stamps
+
+
+@pytest.mark.parametrize("step", ["_write", "_fsync", "rename"])
+def test_build_killed_is_repaired_by_the_next_run(step: str, small: Path, tmp_path: Path) -> None:
+    """Kill -9 before, within and after the writing of the fifth day; what is there is whole, the rest is built."""
+    code = f"""
+import os, signal, sys
+from pathlib import Path
+from feature_repo import snapshots
+calls = 0
+target = os if {step!r} == "rename" else snapshots
+original = getattr(target, {step!r})
+def dying(*arguments, **options):
+    global calls
+    calls += 1
+    if calls == 5:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments, **options)
+setattr(target, {step!r}, dying)
+snapshots.build_snapshots(Path({str(small)!r}), Path({str(tmp_path / "killed")!r}))
+"""
+    died = subprocess.run([sys.executable, "-c", code], check=False)
+    assert died.returncode == -signal.SIGKILL
+    build_snapshots(small, tmp_path / "whole")
+    visible = {path: sha for path, sha in contents(tmp_path / "killed").items() if not path.startswith(".building")}
+    assert visible.items() < contents(tmp_path / "whole").items()
+    build_snapshots(small, tmp_path / "killed")
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert not (tmp_path / "killed" / ".building").exists()
+
+
+def test_build_first_day_is_the_second_of_the_logs(small: Path, tmp_path: Path) -> None:
+    assert build_snapshots(small, tmp_path / "f", START + DAY) == [START + DAY]
+
+
+def test_build_stops_at_today(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TACTFUL_NOW", f"{START + 3 * DAY}T23:30:00-02:00")  # already the next day in UTC
+    assert build_snapshots(small, tmp_path / "f")[-1] == START + 4 * DAY
+
+
+def test_build_with_a_log_that_never_was(small: Path, tmp_path: Path) -> None:
+    """No message was ever sent: counts are 0, recencies null."""
+    tables = make_logs(users=20, days=4, seed=1)
+    del tables["messages"]
+    write_logs(tables, tmp_path / "logs", 4)
+    build_snapshots(tmp_path / "logs", tmp_path / "f")
+    found = read(tmp_path / "f" / f"date={START + 4 * DAY}" / "snapshot.parquet")
+    assert (found["messages_90d"] == 0).all()
+    assert found[["dismissal_rate_90d", "days_since_message"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("none", "no logs; expected .*sessions.*date=YYYY-MM-DD"),
+        ("future", r"logs end on 2026-03-12, so the last snapshot is 2026-03-13; asked until 2026-04-01"),
+        ("corrupt", "a log cannot be read: .*part-0.parquet.*; check the files with contracts.ingest"),
+    ],
+)
+def test_build_bad_input(case: str, message: str, small: Path, tmp_path: Path) -> None:
+    logs = tmp_path / "none" if case == "none" else small
+    if case == "corrupt":
+        logs = tmp_path / "logs"
+        write_logs(make_logs(users=20, days=4, seed=1), logs, 4)
+        next(logs.glob("sessions/*/*.parquet")).write_bytes(b"PAR1 and nothing else")
+    with pytest.raises(DataError, match=message):
+        build_snapshots(logs, tmp_path / "f", date(2026, 4, 1) if case == "future" else None)
+    assert not list((tmp_path / "f").rglob("*.parquet"))
+
+
+def test_build_refuses_a_second_builder(small: Path, tmp_path: Path) -> None:
+    with snapshots._only_builder(_made(tmp_path / "f")), pytest.raises(StoreError, match="another process is building"):
+        build_snapshots(small, tmp_path / "f")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
