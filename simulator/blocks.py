@@ -108,8 +108,8 @@ def _fill(key: Key, row: Ints, number: Ints, at: Ints, users: Users, mean: Float
     )
 
 
-def draw_messages(sessions: Sessions, arm: Ints, tolerance: Floats, fatigue: Floats) -> Messages:
-    """Messages of eligible users (arm > 0) at some of their sessions, a few seconds in."""
+def draw_messages(sessions: Sessions, arm: Ints, tolerance: Floats, fatigue: Floats, end: Ints) -> Messages:
+    """Messages of eligible users (arm > 0) at some of their sessions, a few seconds in and before the block's end."""
     key = sessions.key
     shown = np.flatnonzero((arm[sessions.row] > 0) & (uniform(key, "shown") < _MESSAGE_SHARE))
     key, row = key[shown], sessions.row[shown]
@@ -119,7 +119,7 @@ def draw_messages(sessions: Sessions, arm: Ints, tolerance: Floats, fatigue: Flo
     u = uniform(key, "action")
     action = np.where(u < dismissed, 2, np.where(u > 1 - (1 - dismissed) * clicked, 1, 0))
     at = sessions.at[shown] + (SECOND * (2 + 18 * uniform(key, "shown/second"))).astype(np.int64)
-    return Messages(shown, at, popup, action)
+    return Messages(shown, np.minimum(at, end[row] - 1), popup, action)
 
 
 def draw_subscriptions(key: Key, rates: Rates, begin: Ints, premium: Bools, trial: Bools, arm: Ints) -> Subscriptions:

@@ -156,7 +156,7 @@ def rates(state: State, arm: int, drifts: frozenset[str] = frozenset()) -> Rates
         arm: 0 for control, k for the k-th message.
         drifts: kinds of drift in force.
     """
-    control = _control_rates(state, "price" in drifts)
+    control = _control_rates(state, price_rise="price" in drifts)
     if arm == 0:
         return control
     profile = PROFILES[arm - 1]
@@ -167,8 +167,9 @@ def rates(state: State, arm: int, drifts: frozenset[str] = frozenset()) -> Rates
     churn = np.where(heavy, 1.3, sign * _bounded(churn, 2.4))
     sold = _logit_shift(control.start, start)
     if "price" in drifts:
-        # the base is lower by then, and half of what the message adds (or takes) is left
-        sold = control.start + 0.5 * (_logit_shift(control.start, start) - control.start)
+        # half of what the message added (or took) before the price rise, on top of the lower base
+        before = _control_rates(state, price_rise=False).start
+        sold = control.start + 0.5 * (_logit_shift(before, start) - before)
     return replace(
         control,
         start=sold,

@@ -148,7 +148,7 @@ def live(
     plan = life.plan[rows]
     sessions = draw_sessions(key, cohort, chosen, state.minutes, begin, plan != PREMIUM)
     sessions = _select(sessions, sessions.at >= cohort.signup_at[sessions.row])
-    messages = draw_messages(sessions, arms, state.tolerance, state.fatigue)
+    messages = draw_messages(sessions, arms, state.tolerance, state.fatigue, begin + BLOCK)
     subscriptions = draw_subscriptions(key, chosen, begin, plan == PREMIUM, plan == TRIAL, arms)
     subscriptions = Subscriptions(
         **{f.name: np.where(subscribing, getattr(subscriptions, f.name), NEVER) for f in fields(Subscriptions)}
