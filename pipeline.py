@@ -47,7 +47,9 @@ if TYPE_CHECKING:
     from models.forward import NumpyModel
     from monitoring.decide import Decision
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None)
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None, pretty_exceptions_enable=False
+)
 experiment_app = typer.Typer(no_args_is_help=True, help="Plan and read a live A/B test.")
 app.add_typer(experiment_app, name="experiment")
 out = Console(highlight=False)
@@ -421,12 +423,13 @@ def _newest_snapshot() -> date:
 
 
 def _user_ids(day: date) -> list[str]:
-    import pyarrow.parquet as pq
+    """Users of a snapshot, in order."""
+    import pyarrow.dataset as ds
 
-    from feature_repo.store import snapshot_file
-
-    users: list[str] = pq.read_table(snapshot_file(day), columns=["user_id"]).column(0).unique().to_pylist()
-    return sorted(users)
+    column = (
+        ds.dataset(data_dir() / "features" / f"date={day}", format="parquet").to_table(columns=["user_id"]).column(0)
+    )
+    return sorted(column.unique().to_pylist())
 
 
 def _champion() -> str:
