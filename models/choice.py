@@ -142,13 +142,14 @@ def choose_policy(
     if best is not None:
         matrix, cut = matrices[str(best["score"])], float(best["threshold"])
         policy, chosen = Threshold(matrix, cut), {"chosen": Threshold(matrix[evaluated], cut)}
+    tables = [constraints for _, constraints in sequences]
     return Choice(
         policy=policy,
         score="" if best is None else str(best["score"]),
         threshold=np.inf if best is None else float(best["threshold"]),
         reason=_reason(candidates, best),
         candidates=candidates,
-        table=pd.concat([constraints for _, constraints in sequences], ignore_index=True),
+        table=pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True),
         value=evaluate(policies=chosen, outcomes=outcomes, segments=segments, **inputs, **columns),
     )
 
@@ -183,6 +184,22 @@ def _effects(
     return table[table["baseline"] == "send_none"]
 
 
+CANDIDATE_COLUMNS = ["score", "threshold", "share", "gain", "se", "lower_bound", "status"]
+CONSTRAINT_COLUMNS = [
+    "score",
+    "threshold",
+    "share",
+    "constraint",
+    "segment",
+    "estimate",
+    "margin",
+    "lower_bound",
+    "n_eff",
+    "min_detectable_margin",
+    "status",
+]
+
+
 def _run_sequence(
     name: str,
     best_score: np.ndarray,
@@ -192,42 +209,40 @@ def _run_sequence(
     alpha: float,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Test candidates in order until one fails; returns candidates and tested constraints."""
-    candidates, tables, open_ = [], [_constraints(effects[:0], [], alpha)], True
+    by_candidate: dict[str, list[dict[str, Any]]] = {str(i): [] for i in range(len(thresholds))}
+    for effect in effects.to_dict("records"):
+        if effect["policy"] in by_candidate:
+            by_candidate[effect["policy"]].append({str(key): value for key, value in effect.items()})
+    candidates: list[list[object]] = []
+    constraints: list[list[object]] = []
+    going = True
     for i, cut in enumerate(thresholds):
-        own = effects[effects["policy"] == str(i)]
-        gain = own[(own["outcome"] == "weighted") & (own["segment"] == "")].iloc[0]
+        own = by_candidate[str(i)]
+        gain = next(e for e in own if e["outcome"] == "weighted" and e["segment"] == "")
         status, share = "not tested", float((best_score > cut).mean())
-        if open_:
-            tested = _constraints(own, guardrails, alpha)
-            tables.append(tested.assign(score=name, threshold=cut, share=share))
-            open_ = bool((tested["status"] == "pass").all())
-            status = "certified" if open_ else "failed"
+        if going:
+            tested = [_constraint(e, g, alpha) for g in guardrails for e in own if e["outcome"] == g.outcome]
+            constraints += [[name, cut, share, *row] for row in tested]
+            going = all(row[-1] == "pass" for row in tested)
+            status = "certified" if going else "failed"
         candidates.append([name, cut, share, gain["value"], gain["se"], gain["ci_lower"], status])
-    columns = ["score", "threshold", "share", "gain", "se", "lower_bound", "status"]
-    filled = [t for t in tables if len(t)] or tables
-    return pd.DataFrame(candidates, columns=columns), pd.concat(filled, ignore_index=True)
+    return pd.DataFrame(candidates, columns=CANDIDATE_COLUMNS), pd.DataFrame(constraints, columns=CONSTRAINT_COLUMNS)
 
 
-def _constraints(effects: pd.DataFrame, guardrails: Sequence[Guardrail], alpha: float) -> pd.DataFrame:
-    """One row per guardrail and segment: passes where the lower bound of the effect is >= -margin.
+def _constraint(effect: dict[str, Any], guardrail: Guardrail, alpha: float) -> list[object]:
+    """One guardrail in one segment: passes where the lower bound of the effect is >= -margin.
 
     A constraint that fails although the estimate is within the margin, in data that would pass a harmless policy less
     than 80% of the time, is "underpowered": it says nothing against the policy, but it does not certify it either.
     """
-    margins = {g.outcome: g for g in guardrails}
-    z = normal_quantile(2 * alpha) + normal_quantile(2 * (1 - POWER))
-    rows = []
-    for effect in effects[effects["outcome"].isin(list(margins))].to_dict("records"):
-        margin = margins[effect["outcome"]].margin_in(effect["segment"])
-        lower = 0.0 if effect["status"] == "identical" else effect["ci_lower"]
-        detectable = z * effect["se"]
-        status = "pass" if lower >= -margin else "fail"
-        if status == "fail" and not effect["value"] < -margin and not detectable <= margin:
-            status = "underpowered"
-        names = [effect["outcome"], effect["segment"]]
-        rows.append([*names, effect["value"], margin, lower, effect["n_eff"], detectable, status])
-    columns = ["constraint", "segment", "estimate", "margin", "lower_bound", "n_eff", "min_detectable_margin", "status"]
-    return pd.DataFrame(rows, columns=columns)
+    margin = guardrail.margin_in(effect["segment"])
+    lower = 0.0 if effect["status"] == "identical" else effect["ci_lower"]
+    detectable = (normal_quantile(2 * alpha) + normal_quantile(2 * (1 - POWER))) * effect["se"]
+    status = "pass" if lower >= -margin else "fail"
+    if status == "fail" and not effect["value"] < -margin and not detectable <= margin:
+        status = "underpowered"
+    names = [guardrail.outcome, effect["segment"]]
+    return [*names, effect["value"], margin, lower, effect["n_eff"], detectable, status]
 
 
 def _best(candidates: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any] | None]:

@@ -28,7 +28,7 @@ from models.intervals import normal_quantile
 
 SHARES = tuple(np.round(np.arange(0.05, 1.0001, 0.05), 2))
 BLOCK_ROWS = 1 << 14
-BAND_DRAWS = 20_000
+BAND_DRAWS = 10_000
 
 
 @dataclass(frozen=True)

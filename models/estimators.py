@@ -46,7 +46,8 @@ def dr_scores(
     """
     rows = np.arange(len(arm))
     weight = np.broadcast_to(target_prob, mu_hat.shape[:2])[rows, arm] / propensity
-    return np.asarray(_expected(target_prob, mu_hat) + weight[:, None] * (outcome - mu_hat[rows, arm]))
+    expected = (target_prob[:, :, None] * mu_hat).sum(axis=1)
+    return np.asarray(expected + weight[:, None] * (outcome - mu_hat[rows, arm]))
 
 
 def effect_scores(outcome: np.ndarray, arm: np.ndarray, propensity: np.ndarray, mu_hat: np.ndarray) -> np.ndarray:
@@ -68,14 +69,6 @@ def effect_scores(outcome: np.ndarray, arm: np.ndarray, propensity: np.ndarray, 
     scores[rows[treated], arm[treated] - 1] += residual[treated]
     scores[~treated] -= residual[~treated, None]
     return np.asarray(scores)
-
-
-def _expected(target_prob: np.ndarray, mu_hat: np.ndarray) -> np.ndarray:
-    """Sum over arms of probability times prediction; shape (n, n_outcomes)."""
-    total = target_prob[:, :1] * mu_hat[:, 0]
-    for a in range(1, mu_hat.shape[1]):
-        total = total + target_prob[:, a : a + 1] * mu_hat[:, a]
-    return np.asarray(total)
 
 
 @dataclass(frozen=True)
@@ -101,7 +94,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Columns:
-    """Where each per-row score stands in `Moments`. Column 0 is 1; then per policy w, cost, and `kinds` by outcome."""
+    """Where each score stands in `Moments`. Column 0 is 1; then per policy w, its cost, and `kinds` by outcome."""
 
     kinds: tuple[str, ...]
     n_outcomes: int
@@ -162,20 +155,21 @@ class Moments:
 
         Returns: shape (...).
         """
-        return _quadratic(influence, self.product) * _correction(self.n_clusters) / self.n_obs**2
+        return _quadratic(influence, self.product) * self.correction / self.n_obs**2
+
+    @property
+    def correction(self) -> float:
+        """G / (G - 1)."""
+        return self.n_clusters / max(self.n_clusters - 1, 1)
 
     def design_effect(self, influence: np.ndarray) -> np.ndarray:
-        """Cluster-robust variance over the variance of independent rows; at least 1; shape (...)."""
-        rows = _quadratic(influence, self.row_product) * _correction(self.n_obs) / self.n_obs**2
-        return np.maximum(self.variance(influence) / np.where(rows > 0, rows, np.inf), 1.0)
+        """How many times the variance of independent rows the clusters have; at least 1; shape (...)."""
+        rows = _quadratic(influence, self.row_product)
+        return np.maximum(_quadratic(influence, self.product) / np.where(rows > 0, rows, np.inf), 1.0)
 
 
 def _quadratic(influence: np.ndarray, product: np.ndarray) -> np.ndarray:
     return np.asarray(np.maximum(((influence @ product) * influence).sum(axis=-1), 0.0))
-
-
-def _correction(n: int) -> float:
-    return n / max(n - 1, 1)
 
 
 def moments(sample: Sample, targets: Sequence[Target], columns: Columns, rows: np.ndarray | None = None) -> Moments:
@@ -231,18 +225,25 @@ def _scores(sample: Sample, targets: Sequence[Target], columns: Columns, block: 
     out[0] = 1.0
     weighted = y * inverse
     if sample.mu_hat is not None:
-        mu = sample.mu_hat[block] - sample.shift
-        residual = weighted - mu[np.arange(len(arm)), arm].T * inverse
+        # shape (n_arms, n_outcomes, rows): rows last, as everything here
+        mu = np.ascontiguousarray(sample.mu_hat[block].transpose(1, 2, 0)) - sample.shift[:, None]
+        residual = weighted - mu[arm, :, np.arange(len(arm))].T * inverse
     for j, target in enumerate(targets):
-        match, prob = target.of_arm(arm, block), target.probabilities(block)
+        match, prob = target.of_arm(arm, block), target.columns(block)
         np.multiply(match, inverse, out=out[columns.weight(j)])
-        out[columns.cost(j)] = prob @ sample.costs
+        out[columns.cost(j)] = 0.0
+        for a in np.flatnonzero(sample.costs):
+            out[columns.cost(j)] += prob[a] * sample.costs[a]
         if "wy" in columns.kinds:
             np.multiply(match, weighted, out=out[columns.of(j, "wy")])
+        if sample.mu_hat is None:
+            continue
+        expected = sum(p * mu_a for p, mu_a in zip(prob, mu, strict=True))
         if "dr" in columns.kinds:
-            out[columns.of(j, "dr")] = _expected(prob, mu).T + match * residual
+            np.multiply(match, residual, out=out[columns.of(j, "dr")])
+            out[columns.of(j, "dr")] += expected
         if "dm" in columns.kinds:
-            out[columns.of(j, "dm")] = _expected(prob, mu).T
+            out[columns.of(j, "dm")] = expected
             np.multiply(match, residual, out=out[columns.of(j, "correction")])
     return out
 

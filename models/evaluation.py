@@ -188,6 +188,8 @@ def _check_options(
 def _check_support(sample: Sample, targets: Sequence[Target]) -> None:
     """An arm that the log never took has no outcomes to learn from."""
     taken = np.bincount(sample.arm, minlength=len(sample.costs)) > 0
+    if taken.all():
+        return
     for target in targets:
         table = target.table
         if target.code is not None:
@@ -290,7 +292,9 @@ class _Part:
         variance = self.sums.variance(influence)
         design = self.sums.design_effect(influence)
         n_events, enough = _events(cells, coefficient, binary[:-1])
-        down, up = _distances(cells, coefficient, variance, design, self.alpha, binary & self._has_cells(p, b))
+        by_cells = binary & self._has_cells(p, b)
+        inflation = design * self.sums.correction
+        down, up = _distances(cells, coefficient, variance, design, inflation, self.alpha, by_cells)
         lower = np.where(binary, np.maximum(value - down, 0.0 if b is None else -1.0), value - down)
         upper = np.where(binary, np.minimum(value + up, 1.0), value + up)
         status = np.where(enough & (upper > lower), "ok", "insufficient")
@@ -316,22 +320,24 @@ class _Part:
         """Cell sums for a policy or pair, and the coefficient of each cell's mean outcome in the estimate."""
         pair = [self.targets[p]] + ([] if b is None else [self.targets[b]])
         coded = [t for t in pair if t.code is not None]
-        key = tuple(t.name for t in coded)
-        kinds = [len(t.table) for t in coded]
+        key, kinds = tuple(t.name for t in coded), [len(t.table) for t in coded]
         if key not in self.cells:
-            kind = None
-            for t in coded:
-                code = t.code[self.at]  # type: ignore[index]  # coded targets have codes
-                kind = code if kind is None else kind.astype(np.int16) * len(t.table) + code
-            n_arms = len(self.sample.costs)
-            self.cells[key] = count_cells(
-                kind, int(np.prod(kinds, dtype=int)), self.arm, n_arms, self.propensity, self.event
+            self.cells[key] = (
+                self._count(coded) if coded or not self.cells else next(iter(self.cells.values())).merged()
             )
         cells = self.cells[key]
         digits = dict(zip(key, np.unravel_index(np.arange(len(cells.n)), kinds) if kinds else (), strict=True))
         prob = [t.table[digits[t.name]] if t.name in digits else t.table.mean(axis=0, keepdims=True) for t in pair]
         difference = prob[0] - (prob[1] if b is not None else 0.0)
         return cells, np.broadcast_to(difference, cells.n.shape) * cells.size[:, None]
+
+    def _count(self, coded: Sequence[Target]) -> Cells:
+        """Sums by kind of row, where a kind is what each of these policies does with it."""
+        kind, n_kinds = None, 1
+        for target in coded:
+            code = np.asarray(target.code)[self.at].astype(np.intp)
+            kind, n_kinds = code if kind is None else kind * len(target.table) + code, n_kinds * len(target.table)
+        return count_cells(kind, n_kinds, self.arm, len(self.sample.costs), self.propensity, self.event)
 
     def _identical(self, p: int, b: int) -> bool:
         first, second = self.targets[p], self.targets[b]
@@ -345,6 +351,7 @@ def _distances(
     coefficient: np.ndarray,
     variance: np.ndarray,
     design_effect: np.ndarray,
+    inflation: np.ndarray,
     alpha: float,
     by_cells: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -356,9 +363,7 @@ def _distances(
         share, n_eff = cells.share(k)[used], cells.n_eff()[used] / design_effect[k]
         # an empty cell knows nothing: its share is anywhere between 0 and 1
         both = mover(coefficient[used], share, np.maximum(n_eff, 1e-9), alpha)
-        n = cells.n.sum()
-        factor = design_effect[k] * n / max(n - 1, 1)
-        cell_variance = (coefficient[used] ** 2 * cells.share_variance(k)[used]).sum() * factor
+        cell_variance = (coefficient[used] ** 2 * cells.share_variance(k)[used]).sum() * inflation[k]
         down[k], up[k] = carry_over(np.array(both), cell_variance, variance[k], alpha)
     return down, up
 

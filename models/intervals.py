@@ -104,6 +104,10 @@ class Cells:
         rows = self.n.sum(axis=1)
         return np.asarray(rows / rows.sum())
 
+    def merged(self) -> Cells:
+        """The same rows as one kind."""
+        return Cells(*(sums.sum(axis=-2, keepdims=True) for sums in vars(self).values()))
+
     def n_eff(self) -> np.ndarray:
         """Kish's effective number of rows of each cell, (sum v)^2 / sum v^2; shape (kinds, n_arms)."""
         return np.asarray(self.v**2 / np.where(self.v2 > 0, self.v2, 1))

@@ -55,6 +55,6 @@ def check_disjoint(user_ids: np.ndarray, split: np.ndarray) -> None:
         user = pairs.loc[twice, "user"].iloc[0]
         sets = pairs.loc[pairs["user"] == user, "split"].tolist()
         raise DataError(
-            f"{pairs.loc[twice, 'user'].nunique()} clusters are in two splits (first: {user!r} in {sets}); "
+            f"{pairs.loc[twice, 'user'].nunique()} clusters are in two splits (first: {user} in {sets}); "
             "expected each user in one; draw the splits with models.splits.split_of"
         )

@@ -1,0 +1,138 @@
+import numpy as np
+import pandas as pd
+import pytest
+from known_truth import guarded_log
+
+from models import Guardrail, Outcome, SendNone, Threshold, choose_policy
+from models.choice import candidate_thresholds
+
+OUTCOMES = [Outcome("y", "binary", 10.0), Outcome("kept", "binary", 0.0)]
+
+
+def test_choose_policy_takes_the_best_certified_candidate():
+    choice = choose_policy(guarded_log(60_000, 0.0, 0), "x", OUTCOMES, guardrails=[Guardrail("kept", 0.03)])
+    assert isinstance(choice.policy, Threshold)
+    assert abs(choice.threshold) < 0.3
+    certified = choice.candidates[choice.candidates["status"] == "certified"]
+    assert certified["chosen"].sum() == 1
+    assert certified.loc[certified["chosen"], "gain"].item() == certified["gain"].max()
+    assert choice.candidates["share"].is_monotonic_increasing
+    assert set(choice.table["status"]) <= {"pass", "fail", "underpowered"}
+    assert choice.score in choice.reason
+
+
+def test_choose_policy_reports_the_value_of_users_that_took_no_part():
+    log = guarded_log(6_000, 0.0, 1)
+    choice = choose_policy(log, "x", OUTCOMES)
+    assert (choice.value["n_obs"] == (log["split"] == "evaluate").sum()).all()
+    assert set(choice.value["policy"]) == {"chosen", "send_all", "send_none"}
+    # outcomes of the evaluate users have no say
+    other = log.assign(y=np.where(log["split"] == "evaluate", 1 - log["y"], log["y"]))
+    pd.testing.assert_frame_equal(choose_policy(other, "x", OUTCOMES).candidates, choice.candidates)
+
+
+def test_choose_policy_sends_nothing_when_the_first_candidate_fails():
+    log = guarded_log(60_000, 0.7, 2)
+    choice = choose_policy(log, "x", OUTCOMES, guardrails=[Guardrail("kept", 0.01)])
+    assert isinstance(choice.policy, SendNone)
+    assert choice.threshold == np.inf
+    assert choice.reason.startswith("nothing certified: the smallest candidate already fails a guardrail")
+    assert choice.candidates["status"].tolist() == ["failed"] + ["not tested"] * (len(choice.candidates) - 1)
+    assert choice.table["status"].tolist() == ["fail"]
+
+
+def test_choose_policy_sends_nothing_when_nothing_helps():
+    log = guarded_log(20_000, 0.0, 3)
+    choice = choose_policy(log, "x", OUTCOMES, costs=[0.0, 10.0])
+    assert isinstance(choice.policy, SendNone)
+    assert "has a weighted gain above 0; send no messages" in choice.reason
+
+
+def test_choose_policy_stops_at_a_segment_that_is_harmed():
+    log = guarded_log(60_000, 0.0, 4, segment_harm=0.3)
+    guardrails = [Guardrail("kept", 0.2, segment_margin=0.05)]
+    choice = choose_policy(log, "x", OUTCOMES, guardrails=guardrails, segments=["segment"])
+    failed = choice.table[choice.table["status"] != "pass"]
+    assert failed["segment"].tolist() == ["segment=b"]
+    assert (choice.candidates.query("status == 'certified'")["share"] < 0.2).all()
+    assert choice.candidates.query("status == 'not tested'").shape[0] > 0
+
+
+def test_choose_policy_calls_small_data_underpowered():
+    log = guarded_log(600, 0.0, 5)
+    choice = choose_policy(log, "x", OUTCOMES, guardrails=[Guardrail("kept", 0.002)])
+    last = choice.table.iloc[-1]
+    assert last["status"] == "underpowered"
+    assert last["min_detectable_margin"] > 0.002
+    assert 0 < last["n_eff"] < 600
+
+
+def test_choose_policy_keeps_the_budget():
+    choice = choose_policy(guarded_log(20_000, 0.0, 6), "x", OUTCOMES, max_message_share=0.3)
+    assert choice.candidates["share"].max() <= 0.3
+
+
+def test_choose_policy_shares_alpha_between_scores():
+    log = guarded_log(20_000, 0.0, 7)
+    rng = np.random.default_rng(0)
+    scores = {"good": log["x"].to_numpy(), "noise": rng.normal(size=len(log))}
+    choice = choose_policy(log, scores, OUTCOMES, guardrails=[Guardrail("kept", 0.05)])
+    alone = choose_policy(log, scores["good"], OUTCOMES, guardrails=[Guardrail("kept", 0.05)], alpha=0.025)
+    assert set(choice.candidates["score"]) == {"good", "noise"}
+    good = choice.table[choice.table["score"] == "good"]
+    np.testing.assert_allclose(good["lower_bound"], alone.table["lower_bound"])
+
+
+def test_candidate_thresholds_are_nested_by_volume_and_hold_the_score_own_cut():
+    score = np.array([3.0, 2.0, 2.0, -1.0])
+    cuts = candidate_thresholds(score, [0.25, 0.5, 1.0], 1.0)
+    assert [(score > cut).mean() for cut in cuts] == [0.25, 0.75, 1.0]
+    assert 0.0 in cuts or (score > 0).mean() == 0.75
+    assert candidate_thresholds(score, [0.25, 0.5, 1.0], 0.5) == [2.0]
+
+
+def test_value_of_a_threshold_on_the_data_that_chose_it_is_too_high():
+    """The deliberately wrong variant, beside the honest one; the score is pure noise, so the true gain is 0."""
+    naive, honest = [], []
+    for r in range(40):
+        log = guarded_log(4_000, 0.0, 1000 + r)
+        log["x"] = np.random.default_rng(r).normal(size=len(log))
+        choice = choose_policy(log, "x", OUTCOMES[:1], features=None)
+        if isinstance(choice.policy, SendNone):
+            naive.append(0.0)
+            honest.append(0.0)
+            continue
+        naive.append(choice.candidates.loc[choice.candidates["chosen"], "gain"].item())
+        found = choice.value.query("policy == 'chosen' and baseline == 'send_none' and outcome == 'weighted'")
+        honest.append(found[found["estimator"] == "dr"]["value"].item())
+    naive, honest = np.array(naive), np.array(honest)
+    assert naive.mean() > 4 * naive.std() / np.sqrt(40)
+    assert abs(honest.mean()) < 3 * honest.std() / np.sqrt(40)
+
+
+def test_guardrail_at_the_boundary_is_rarely_violated():
+    """Small version of benchmarks/evaluation.py: full volume costs exactly the margin; certifying it is the error."""
+    violations = 0
+    for r in range(60):
+        log = guarded_log(3_000, 0.05, 2000 + r)
+        choice = choose_policy(log, "x", OUTCOMES, guardrails=[Guardrail("kept", 0.025)], shares=[0.25, 0.5, 0.75, 1.0])
+        share = 0.0 if isinstance(choice.policy, SendNone) else (log["x"] > choice.threshold).mean()
+        violations += 0.05 * share >= 0.025 * 0.98
+    # 5% of 60, and three Monte Carlo standard errors
+    assert violations <= 60 * (0.05 + 3 * np.sqrt(0.05 * 0.95 / 60))
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "message"),
+    [
+        ({"split": "train"}, {}, "no row has split == 'select'; it has"),
+        ({"user_id": 1}, {}, "1 clusters are in two splits"),
+        ({}, {"split": "part"}, "the log has no column 'part'; add it with models.splits.split_of"),
+        ({}, {"guardrails": [Guardrail("churn", 0.1)]}, "guardrail 'churn' is not an outcome"),
+        ({}, {"scores": "z"}, "score column 'z' is not in the log"),
+    ],
+)
+def test_choose_policy_says_what_is_wrong(change, arguments, message):
+    log = guarded_log(300, 0.0, 0).assign(**change)
+    with pytest.raises(ValueError, match=message):
+        choose_policy(log, **{"scores": "x", "outcomes": OUTCOMES, **arguments})

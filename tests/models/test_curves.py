@@ -1,0 +1,145 @@
+import numpy as np
+import pytest
+from scipy.stats import linregress
+
+from models.curves import calibration, compare_rate, gain_curve, heterogeneity, rate, sklift_qini
+
+RNG = np.random.default_rng(0)
+X = RNG.random(5_000)
+EFFECT = X + RNG.normal(size=5_000)
+
+
+def test_rate_of_a_perfect_ranking_is_the_closed_form():
+    x = (np.arange(100_000) + 0.5) / 100_000  # tau = x, x uniform
+    assert rate(x, x, "autoc").value == pytest.approx(1 / 4, abs=1e-4)
+    assert rate(x, x, "qini").value == pytest.approx(1 / 12, abs=1e-9)
+
+
+@pytest.mark.parametrize("target", ["autoc", "qini"])
+def test_rate_of_a_constant_score_is_zero_also_on_sorted_rows(target):
+    assert rate(np.zeros(5_000), np.sort(EFFECT), target).value == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("target", ["autoc", "qini"])
+def test_rate_ignores_row_order_and_monotone_transforms(target):
+    score = np.round(X * 20)  # many ties
+    order = RNG.permutation(5_000)
+    base = rate(score, EFFECT, target)
+    for other in (rate(score[order], EFFECT[order], target), rate(np.exp(score), EFFECT, target)):
+        assert other.value == pytest.approx(base.value, abs=1e-12)
+        assert other.se == pytest.approx(base.se, rel=1e-9)
+
+
+def test_rate_equals_a_slow_sum_by_hand():
+    score, effect = np.array([3.0, 1.0, 2.0, 0.0]), np.array([4.0, -2.0, 1.0, 3.0])
+    ranked = effect[[0, 2, 1, 3]]
+    toc = [ranked[:k].mean() - effect.mean() for k in (1, 2, 3, 4)]
+    assert rate(score, effect, "autoc").value == pytest.approx(np.mean(toc))
+    # trapezoid of q TOC(q) between 0 and 1
+    area = np.trapezoid([0.0] + [k / 4 * t for k, t in zip((1, 2, 3, 4), toc, strict=True)], dx=0.25)
+    assert rate(score, effect, "qini").value == pytest.approx(area)
+
+
+@pytest.mark.parametrize("target", ["autoc", "qini"])
+def test_rate_error_matches_the_spread_over_samples(target):
+    values, errors = [], []
+    for r in range(300):
+        rng = np.random.default_rng(r)
+        x = np.round(rng.random(500), 1)
+        found = rate(x, x + rng.normal(size=500), target)
+        values.append(found.value)
+        errors.append(found.se)
+    assert np.mean(errors) == pytest.approx(np.std(values), rel=0.15)
+
+
+def test_compare_rate_is_paired():
+    noisy = X + RNG.normal(size=5_000) * 0.3
+    found = compare_rate(X, noisy, EFFECT)
+    assert found.value == pytest.approx(rate(X, EFFECT).value - rate(noisy, EFFECT).value)
+    assert found.se < rate(X, EFFECT).se  # both on the same rows: errors cancel
+    same = compare_rate(X, np.exp(X), EFFECT)
+    assert (same.value, same.se) == pytest.approx((0, 0), abs=1e-12)
+
+
+def test_errors_are_clustered():
+    user = np.repeat(np.arange(1_000), 5)
+    score, effect = X[:1_000][user], EFFECT[:1_000][user]
+    assert rate(score, effect, cluster=user).se == pytest.approx(rate(X[:1_000], EFFECT[:1_000]).se, rel=0.02)
+    alone, copies = gain_curve(X[:1_000], EFFECT[:1_000]), gain_curve(score, effect, cluster=user)
+    np.testing.assert_allclose(copies["gain"], alone["gain"], atol=1e-9)
+    np.testing.assert_allclose(copies["se"], alone["se"], rtol=1e-6)
+
+
+def test_gain_curve_points_are_means_and_its_band_is_wider():
+    curve = gain_curve(X, EFFECT, shares=[0.1, 0.5, 1.0])
+    top = np.argsort(-X)
+    expected = [EFFECT[top[: int(q * 5_000)]].sum() / 5_000 for q in (0.1, 0.5, 1.0)]
+    np.testing.assert_allclose(curve["gain"], expected, atol=1e-12)
+    assert curve["se"].iloc[-1] == pytest.approx(EFFECT.std(ddof=1) / np.sqrt(5_000), rel=1e-9)
+    assert (curve["band_upper"] > curve["ci_upper"]).all()
+    assert curve["random"].iloc[-1] == pytest.approx(curve["gain"].iloc[-1])
+
+
+def test_gain_curve_of_a_constant_score_is_the_random_line():
+    curve = gain_curve(np.zeros(5_000), np.sort(EFFECT))
+    np.testing.assert_allclose(curve["gain"], curve["random"], atol=1e-12)
+
+
+def test_gain_band_holds_the_whole_curve_and_points_alone_do_not():
+    whole, points = 0, 0
+    for r in range(100):
+        rng = np.random.default_rng(r)
+        x = rng.random(1_000)
+        curve = gain_curve(x, rng.normal(size=1_000) * 3 + 1)
+        truth = curve["share"]
+        whole += ((curve["band_lower"] <= truth) & (truth <= curve["band_upper"])).all()
+        points += ((curve["ci_lower"] <= truth) & (truth <= curve["ci_upper"])).all()
+    assert whole >= 88
+    assert points < 88
+
+
+def test_calibration_is_the_mean_by_bin():
+    table = calibration(X, EFFECT, bins=5)
+    assert table["n_obs"].tolist() == [1_000] * 5
+    inside = np.quantile(X, 0.2) >= X
+    assert table["realised"].iloc[0] == pytest.approx(EFFECT[inside].mean())
+    assert table["se"].iloc[0] == pytest.approx(EFFECT[inside].std() / np.sqrt(1_000), rel=0.01)
+    assert len(calibration(np.zeros(10), np.arange(10.0))) == 1
+
+
+def test_heterogeneity_slope_is_the_regression_slope():
+    found = heterogeneity(X, EFFECT)
+    fit = linregress(X, EFFECT)
+    assert found["slope"].value == pytest.approx(fit.slope)
+    assert found["slope"].se == pytest.approx(fit.stderr, rel=0.05)  # robust against homoscedastic
+    assert found["ate"].value == pytest.approx(EFFECT.mean())
+    assert np.isnan(heterogeneity(np.zeros(10), np.arange(10.0))["slope"].value)
+
+
+def test_sklift_qini_equals_scikit_uplift():
+    # value of sklift.metrics.qini_auc_score (0.5.1) on these rows; benchmarks/evaluation.py runs it afresh
+    rng = np.random.default_rng(3)
+    score, message = np.round(rng.random(400), 2), rng.integers(0, 2, 400)
+    outcome = (rng.random(400) < 0.2 + 0.3 * score * message).astype(float)
+    assert sklift_qini(outcome, score, message) == pytest.approx(SKLIFT, abs=1e-12)
+
+
+SKLIFT = 0.09128851265161411
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((np.zeros(3), np.zeros(4)), r"score has shape \(3,\), effect \(4,\)"),
+        ((np.array([1.0, np.nan]), np.zeros(2)), "score is NaN in 1 rows"),
+        ((np.zeros(2), np.zeros(2), "auuc"), "target == 'auuc', must be 'autoc' or 'qini'"),
+    ],
+)
+def test_rate_says_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        rate(*arguments)
+
+
+def test_gain_curve_refuses_impossible_shares():
+    with pytest.raises(ValueError, match=r"expected shares of users in \(0, 1\]"):
+        gain_curve(X, EFFECT, shares=[0.0])

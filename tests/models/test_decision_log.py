@@ -1,0 +1,93 @@
+import numpy as np
+import pandas as pd
+import pytest
+from known_truth import World
+from scipy.stats import chisquare
+
+from campaign import DataError
+from models.decision_log import check_log, require_valid, sample_ratio
+
+DAY = pd.Timestamp("2026-01-01", tz="UTC")
+
+
+def full_log(**arguments) -> pd.DataFrame:
+    frame, _ = World(**{"n": 10_000, "rate": 0.2, "varying": True, **arguments}).draw()
+    return frame.assign(
+        decision_id=np.arange(len(frame)), decided_at=DAY, feature_timestamp=DAY - pd.Timedelta(hours=3)
+    )
+
+
+def status(checks: pd.DataFrame) -> dict[str, str]:
+    return dict(zip(checks["check"], checks["status"], strict=True))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"decisions": 5}, {"n_arms": 3, "varying": False}])
+def test_check_log_passes_a_log_drawn_as_it_says(arguments):
+    log = full_log(**arguments)
+    if "n_arms" in arguments:
+        log["propensities"] = [[0.1, 0.45, 0.45]] * len(log)
+    checks = check_log(log, covariates=log[["x", "segment"]], segments=["segment"])
+    assert set(checks["status"]) == {"ok"}
+    expected = {"propensity", "unique decisions", "features before decisions", "mean weight of arm 0", "sample ratio"}
+    assert expected <= set(status(checks))
+    require_valid(checks)
+
+
+@pytest.mark.parametrize(
+    ("break_it", "check", "message"),
+    [
+        (lambda log: log.assign(propensity=1.0), "propensity", "10000 rows have no propensity in"),
+        (lambda log: log.assign(propensity=log["propensity"] * 0.9), "mean weight of arm 1", r"1\.1.*, expected 1"),
+        (lambda log: log[(log["arm"] == 0) | (log["user_id"] % 2 == 0)], "sample ratio", "message arms is off"),
+        (lambda log: log[(log["arm"] == 0) | (log["x"] > 0.3)], "covariate balance of arm 1", r"largest .* \(x\)"),
+        (lambda log: log.assign(decision_id=0), "unique decisions", "9999 of 10000 rows repeat a decision_id"),
+        (
+            lambda log: log.assign(feature_timestamp=log["decided_at"] + pd.Timedelta(seconds=1)),
+            "features before decisions",
+            "10000 of 10000 decisions used a feature from after",
+        ),
+    ],
+)
+def test_check_log_finds_what_is_broken(break_it, check, message):
+    log = break_it(full_log())
+    checks = check_log(log, covariates=log[["x"]])
+    assert status(checks)[check] == "fail"
+    with pytest.raises(DataError, match=f"{check}.*{message}"):
+        require_valid(checks)
+
+
+def test_check_log_finds_a_broken_segment():
+    log = full_log()
+    drop = (log["segment"] == "a") & (log["arm"] == 0) & (log["user_id"] % 2 == 0)
+    found = status(check_log(log[~drop], segments=["segment"]))
+    assert found["sample ratio segment=a"] == "fail"
+    assert found["sample ratio segment=b"] == "ok"
+
+
+def test_check_log_reports_young_decisions():
+    now = (DAY + pd.Timedelta(days=20)).to_pydatetime()
+    assert status(check_log(full_log(), as_of=now, matured_after_days=30))["matured"] == "fail"
+    assert status(check_log(full_log(), as_of=now, matured_after_days=16))["matured"] == "ok"
+
+
+def test_check_log_warns_of_tiny_propensities():
+    log = full_log(holdout=0.009, varying=False)
+    assert status(check_log(log))["propensity"] == "warn"
+
+
+def test_check_log_alarms_at_its_nominal_rate():
+    """A persistent holdout: one draw per user and five decisions. Errors by row would alarm far too often."""
+    alarms = {"user_id": 0, None: 0}
+    for r in range(150):
+        log, _ = World(1_500, 0.2, decisions=5, seed=5).draw(r)
+        for cluster in alarms:
+            checks = check_log(log, cluster=cluster)
+            alarms[cluster] += (checks["status"] == "fail").any()
+    assert alarms["user_id"] <= 5
+    assert alarms[None] >= 15
+
+
+def test_sample_ratio_equals_scipy():
+    counts, shares = [480, 510, 5_100], [0.08, 0.08, 0.84]
+    expected = chisquare(counts, np.array(shares) * sum(counts))
+    assert sample_ratio(counts, shares) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-12)

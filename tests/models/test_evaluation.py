@@ -1,0 +1,213 @@
+import numpy as np
+import pandas as pd
+import pytest
+from known_truth import World
+
+import models
+from models import LoggingPolicy, Outcome, RandomShare, SendAll, Threshold, TopShare, evaluate
+from models.evaluation import COLUMNS, effect_table
+
+Y = [Outcome("y", "binary")]
+BOTH = [Outcome("y", "binary", 12.0), Outcome("hours", "continuous", 0.5)]
+
+
+def test_models_exports_the_public_api():
+    assert models.evaluate is evaluate
+    assert all(hasattr(models, name) for name in models.__all__)
+
+
+def test_evaluate_returns_every_combination_once(log):
+    table = evaluate(log, {"p": Threshold("x", 0.5)}, BOTH, segments=["segment"], estimators=["snips", "dr"])
+    assert list(table.columns) == COLUMNS
+    pairs = [(p, b) for p in ("p", "send_all", "send_none") for b in ("", "send_all", "send_none") if p != b]
+    assert len(table) == len(pairs) * 3 * 3 * 2
+    assert not table.duplicated(["policy", "baseline", "outcome", "segment", "estimator"]).any()
+    assert set(zip(table["policy"], table["baseline"], strict=True)) == set(pairs)
+    assert set(table["segment"]) == {"", "segment=a", "segment=b"}
+    assert set(table["outcome"]) == {"y", "hours", "weighted"}
+    assert (table["ci_upper"] > table["ci_lower"]).all()
+    assert (table["n_obs"][table["segment"] == ""] == len(log)).all()
+
+
+def test_evaluate_takes_arrays_and_policies_alike(log):
+    send = (log["x"] > 0.5).to_numpy()
+    table = evaluate(
+        log, {"a": Threshold("x", 0.5), "b": send, "c": send.astype(float), "d": np.column_stack([~send, send])}, Y
+    )
+    first = table[table["policy"] == "a"].drop(columns="policy").reset_index(drop=True)
+    for name in "bcd":
+        other = table[table["policy"] == name].drop(columns="policy").reset_index(drop=True)
+        pd.testing.assert_frame_equal(first, other)
+
+
+def test_evaluate_difference_is_paired_and_antisymmetric(log):
+    table = evaluate(log, {}, BOTH).set_index(["policy", "baseline", "outcome", "estimator"])
+    there, back = table.loc[("send_all", "send_none")], table.loc[("send_none", "send_all")]
+    np.testing.assert_allclose(there["value"], -back["value"], atol=1e-12)
+    np.testing.assert_allclose(there["ci_lower"], -back["ci_upper"], atol=1e-12)
+    np.testing.assert_allclose(there["se"], back["se"], atol=1e-12)
+
+
+def test_evaluate_counts_events_of_the_weaker_side(log):
+    table = evaluate(log, {"p": Threshold("x", 0.5)}, Y, estimators=["snips"]).set_index(
+        ["policy", "baseline", "outcome"]
+    )
+    events, sent = log["y"] == 1, log["x"] > 0.5
+    assert table.loc[("send_none", "", "y"), "n_events"] == (events & (log["arm"] == 0)).sum()
+    assert table.loc[("p", "", "y"), "n_events"] == (events & (log["arm"] == sent)).sum()
+    assert table.loc[("p", "send_none", "y"), "n_events"] == (events & (log["arm"] == 0) & sent).sum()
+
+
+def test_evaluate_flags_too_few_events_and_never_gives_zero_width():
+    log, _ = World(2_000, 0.2).draw()
+    log["y"] = ((log["arm"] == 1) & (log["y"] == 1)).astype(float)  # no event in the holdout
+    table = evaluate(log, {"p": Threshold("x", 0.5)}, Y, estimators=["ips", "snips", "dr"])
+    binary = table[table["outcome"] == "y"]
+    assert (binary["status"][binary["policy"] == "send_none"] == "insufficient").all()
+    assert (binary["ci_upper"] > binary["ci_lower"]).all()
+    none = binary[(binary["policy"] == "send_none") & (binary["baseline"] == "")]
+    assert (none["ci_upper"] > 0.01).all()
+    # a Wald interval would have no width: rather none
+    assert table[(table["policy"] == "send_none") & (table["outcome"] == "weighted")].iloc[0]["ci_upper"] is not None
+
+
+def test_evaluate_names_identical_policies(log):
+    table = evaluate(log, {"nobody": np.zeros(len(log))}, Y)
+    found = table[(table["policy"] == "nobody") & (table["baseline"] == "send_none")]
+    assert (found["status"] == "identical").all()
+    assert (found["value"] == 0).all()
+    assert found[["ci_lower", "ci_upper"]].isna().all(axis=None)
+
+
+def test_evaluate_several_message_arms():
+    log, mean = World(20_000, 0.3, n_arms=3).draw()
+    world = World(n_arms=3)
+    table = evaluate(log, {"best": Threshold(world.score(log)), "some": RandomShare(0.4)}, Y, mu_hat=mean[:, :, None])
+    assert list(table["policy"].unique()) == ["best", "some", "send_all", "send_none", "send_all_1", "send_all_2"]
+    values = table[(table["baseline"] == "") & (table["estimator"] == "dr") & (table["outcome"] == "y")]
+    values = values.set_index("policy")
+    for name, truth in (
+        ("send_all", mean[:, 1:].mean()),
+        ("send_all_1", mean[:, 1].mean()),
+        ("send_all_2", mean[:, 2].mean()),
+        ("some", 0.6 * mean[:, 0].mean() + 0.4 * mean[:, 1:].mean()),
+    ):
+        assert abs(values.loc[name, "value"] - truth) < 4 * values.loc[name, "se"]
+
+
+def test_evaluate_segments_use_only_their_rows(log):
+    policy = {"p": TopShare("x", 0.3)}
+    table = evaluate(log, policy, BOTH, segments=["segment"], estimators=["ips"])
+    own = log["segment"] == "a"
+    chosen = TopShare("x", 0.3).probabilities(log, 2)[:, 1]
+    alone = evaluate(log[own], {"p": chosen[own]}, BOTH, estimators=["ips"])
+    part = table[table["segment"] == "segment=a"].reset_index(drop=True).assign(segment="")
+    pd.testing.assert_frame_equal(part, alone)
+
+
+def test_evaluate_keeps_missing_segment_values_apart(log):
+    table = evaluate(log.assign(segment=log["segment"].where(log["segment"] == "a")), {}, Y, segments=["segment"])
+    assert set(table["segment"]) == {"", "segment=missing", "segment=a"}
+
+
+def test_effect_table_means_are_differences_to_control(log):
+    effects = effect_table(log, BOTH, features=["x"], costs=[0.0, 0.05])
+    table = evaluate(log, {}, BOTH, features=["x"], costs=[0.0, 0.05], estimators=["dr"])
+    found = table[(table["policy"] == "send_all") & (table["baseline"] == "send_none")]
+    np.testing.assert_allclose(effects.mean(axis=0)[0], found["value"], atol=1e-12)
+
+
+BAD = [
+    ({"propensity": 0.0}, {}, r"propensity has 0 in 5000 rows \(first rows \[0, 1, 2\]\); need 0 < propensity < 1"),
+    ({"propensity": 1.0}, {}, "propensity has 1 in 5000 rows"),
+    ({"propensity": np.nan}, {}, "propensity has nan in 5000 rows"),
+    ({"y": np.nan}, {}, "outcome 'y' is NaN or infinite in 5000 rows.*evaluate matured decisions only"),
+    ({"y": 0.5}, {}, "outcome 'y' is binary but has 0.5 in row 0"),
+    ({"arm": "none"}, {}, "arm has dtype object; expected integers, 0 = control"),
+    ({"arm": 1.0}, {}, "arm has dtype float64; expected integers"),
+    ({"arm": -1}, {}, "arm has -1 in row 0"),
+    ({"arm": 1}, {}, r"policy 'send_none' takes arm 0 for 100.0% of the decisions, but the log never took it"),
+    ({"decision_id": "d"}, {}, "4999 duplicated decisions .first: row 1, decision_id 'd'"),
+    ({"user_id": 1, "split": ["select", "train"] * 2500}, {}, r"1 clusters are in two splits \(first: 1 in"),
+    ({}, {"policies": {"p": np.full(5000, 1.5)}}, r"policy 'p': 1.5 in row 0 is not a probability"),
+    ({}, {"policies": {"p": np.zeros(10)}}, r"policy 'p' has shape \(10,\); expected \(5000,\) or \(5000, 2\)"),
+    ({}, {"policies": {"p": np.tile([0.5, 0.2, 0.3], (5000, 1))}}, "takes arm 2 for 30.0% of the decisions"),
+    ({}, {"policies": {"send_all": SendAll()}}, "policy name 'send_all' is taken"),
+    ({}, {"mu_hat": np.zeros((5000, 2))}, r"mu_hat has shape \(5000, 2\); expected \(5000, 2, 1\)"),
+    ({}, {"mu_hat": np.full((5000, 2, 1), np.nan)}, r"mu_hat is NaN or infinite \(first: row 0\)"),
+    ({}, {"estimators": ["drr"]}, r"estimators == \['drr'\]; expected some of ips, snips"),
+    ({}, {"cluster": "account"}, "the log has no column 'account'"),
+    ({}, {"outcomes": [Outcome("z", "binary")]}, "the log has no column 'z'"),
+    ({}, {"outcomes": []}, "expected at least one"),
+    ({}, {"outcomes": [Outcome("y", "ordinal")]}, "kind == 'ordinal', must be 'binary' or 'continuous'"),
+    ({}, {"segments": ["plan"]}, "segment column 'plan' is not in the log"),
+    ({}, {"costs": [0.0]}, r"costs == \[0.0\]; expected 2 finite numbers"),
+    ({}, {"baselines": ["champion"]}, "baseline 'champion' is not a policy"),
+    ({}, {"alpha": 1.2}, r"alpha == 1.2, must be in \(0, 1\)"),
+]
+
+
+@pytest.mark.parametrize(("columns", "arguments", "message"), BAD, ids=[str(i) for i in range(len(BAD))])
+def test_evaluate_says_what_is_wrong(log, columns, arguments, message):
+    arguments = {"policies": {}, "outcomes": Y, **arguments}
+    with pytest.raises(ValueError, match=message):
+        evaluate(log.assign(**columns), **arguments)
+
+
+def test_evaluate_refuses_an_empty_log(log):
+    with pytest.raises(ValueError, match="the log has no rows"):
+        evaluate(log.head(0), {}, Y)
+
+
+def coverage(world: World, repetitions: int, estimators=("snips", "dr"), **arguments) -> pd.DataFrame:
+    """Coverage and bias (in its Monte Carlo standard errors) of every value and difference."""
+    truth, found = world.truth(), []
+    for r in range(repetitions):
+        log, _ = world.draw(r)
+        table = evaluate(
+            log, {"test": Threshold(world.score(log))}, Y, estimators=estimators, features=["x"], **arguments
+        )
+        found.append(table[(table["outcome"] == "y") & table["policy"].isin(list(truth))])
+    rows = pd.concat(found, ignore_index=True)
+    rows["truth"] = rows["policy"].map(truth) - rows["baseline"].map(truth).fillna(0)
+    rows["covered"] = (rows["ci_lower"] <= rows["truth"]) & (rows["truth"] <= rows["ci_upper"])
+    rows["error"] = rows["value"] - rows["truth"]
+    by = rows.groupby(["policy", "baseline", "estimator"])
+    bias = by["error"].mean() / (by["error"].std() / np.sqrt(repetitions))
+    return pd.DataFrame({"coverage": by["covered"].mean(), "bias": bias}).reset_index()
+
+
+@pytest.mark.parametrize(
+    "world",
+    [World(2_000, 0.02, seed=1), World(4_000, 0.2, varying=True, seed=2), World(5_000, 0.1, decisions=5, seed=3)],
+    ids=["rare", "varying", "repeated"],
+)
+def test_intervals_cover_the_truth(world):
+    """Small version; 500 repetitions of 20,000 rows are in benchmarks/evaluation.py."""
+    table = coverage(world, 150, estimators=("snips",))
+    # 3 Monte Carlo standard errors below 95%
+    assert table["coverage"].min() >= 0.90
+    assert table["bias"].abs().max() < 4
+
+
+def test_errors_by_row_would_be_too_small_for_repeated_decisions():
+    """The deliberately wrong variant: rows of a user taken as independent."""
+    ratios = []
+    for r in range(20):
+        log, _ = World(5_000, 0.3, decisions=25, seed=4).draw(r)
+        by_user, by_row = (
+            evaluate(log, {}, Y, estimators=["snips"], cluster=c)
+            .query("policy == 'send_none' and baseline == '' and outcome == 'y'")
+            .iloc[0]["se"]
+            for c in ("user_id", None)
+        )
+        ratios.append(by_user / by_row)
+    assert np.mean(ratios) > 1.3
+
+
+@pytest.mark.slow
+def test_logging_policy_with_several_arms_is_the_mean():
+    log, _ = World(20_000, 0.2, n_arms=3).draw()
+    log["propensities"] = [[0.1, 0.45, 0.45]] * len(log)
+    table = evaluate(log, {"logging": LoggingPolicy()}, Y, estimators=["ips"])
+    assert table.iloc[0]["value"] == pytest.approx(log["y"].mean())
