@@ -75,6 +75,7 @@ def plan_experiment(
     power: float = 0.8,
     users_per_day: float | None = None,
     matures_after_days: int = 0,
+    available_users: int | None = None,
     seed: int = 0,
 ) -> PlannedExperiment:
     """Sample size and duration of an experiment.
@@ -86,9 +87,11 @@ def plan_experiment(
         power: wanted probability that a candidate with these effects ships.
         users_per_day: users that enter the experiment a day.
         matures_after_days: days from entry until the outcome is known.
+        available_users: all users there are to enrol.
         seed: of the draws from the tests' joint distribution.
 
-    Raises: CampaignError: an effect of an unknown metric, none that improves, or a guardrail that can never pass.
+    Raises: CampaignError: an effect of an unknown metric, none that improves, a guardrail that can never pass, or fewer
+        users than needed (the message says what can be reached with them).
     """
     _check_effects(plan, effects, power)
     for column in [*plan.segments, *(c for m in plan.metric for c in (m.name, m.covariate) if c)]:
@@ -96,6 +99,13 @@ def plan_experiment(
     tests = _tests(frame, plan, effects)
     paths = _paths(tests, plan.fractions, seed)
     users = _smallest(lambda n: _ship_probability(tests, paths, plan.fractions, n), power)
+    if available_users is not None and users > available_users:
+        reached = _ship_probability(tests, paths, plan.fractions, available_users)
+        raise CampaignError(
+            f"{users} users needed for power {power:g}, but there are {available_users}: with these it is "
+            f"{reached:.2f}, and the hardest test is {_hardest(tests, available_users, power)}. Enrol a larger share, "
+            "expect a larger effect, widen that margin, pool small segments, or ask for less power"
+        )
     entry = None if users_per_day is None else math.ceil(users / users_per_day)
     return PlannedExperiment(
         users=users,
@@ -233,25 +243,37 @@ def _told(test: _Test, users: int, power: float) -> dict[str, Any]:
     }
 
 
-def threshold_ladder(thresholds: np.ndarray, shares: np.ndarray, gains: np.ndarray, keep: float = 0.9) -> pd.DataFrame:
+def _hardest(tests: list[_Test], users: int, power: float) -> str:
+    """The required test that is least likely to pass: any guardrail's, or the best success metric's."""
+    rows = [_told(test, users, power) for test in tests]
+    best = max((row for row in rows if row["role"] == "success"), key=lambda row: float(row["pass_probability"]))
+    required = [best, *(row for row in rows if row["role"] == "guardrail")]
+    hardest = min(required, key=lambda row: float(row["pass_probability"]))
+    return f"{hardest['metric']} of {hardest['segment'] or 'everybody'}"
+
+
+def threshold_ladder(score: np.ndarray, curve: pd.DataFrame, keep: float = 0.9) -> pd.DataFrame:
     """A short ladder of thresholds worth testing, from the offline gain curve.
 
     The best one, the one with the fewest messages that keeps most of its gain, and the one with the most messages
     that does: the offline curve is flat near its top, and only live users can tell these apart.
 
     Args:
-        thresholds: shape (n,), of the score in EUR.
-        shares: shape (n,), share of users messaged at each threshold.
-        gains: shape (n,), offline gain over sending to nobody, EUR per user.
+        score: shape (n,), EUR, of the users the curve was made from.
+        curve: from models.curves.gain_curve: columns share (of users messaged) and gain (over sending to nobody).
         keep: part of the best gain that a rung must keep.
 
-    Returns: one to three rows with columns threshold, share, gain; fewest messages first.
+    Returns: one to three rows with columns threshold (EUR; message when score > threshold), share, gain; fewest
+        messages first.
     Raises: CampaignError: no threshold gains anything.
     """
-    best = int(np.argmax(gains))
-    if not gains[best] > 0:
-        raise CampaignError(f"gain curve: the best gain is {gains[best]:g}, must be > 0: no threshold beats send-none")
-    near = np.flatnonzero(gains >= keep * gains[best])
-    rungs = {int(near[np.argmin(shares[near])]), best, int(near[np.argmax(shares[near])])}
-    table = pd.DataFrame({"threshold": thresholds, "share": shares, "gain": gains}).iloc[sorted(rungs)]
-    return table.sort_values("share", ignore_index=True)
+    rungs = curve[["share", "gain"]].sort_values("share", ignore_index=True)
+    best = rungs["gain"].idxmax()
+    if not rungs["gain"].max() > 0:
+        raise CampaignError(
+            f"gain curve: the best gain is {rungs['gain'].max():g}, must be > 0: no threshold beats send-none"
+        )
+    near = rungs.index[rungs["gain"] >= keep * rungs["gain"].max()]
+    rungs = rungs.loc[sorted({near[0], best, near[-1]})]
+    rungs.insert(0, "threshold", np.quantile(score, 1 - rungs["share"]))
+    return rungs.reset_index(drop=True)

@@ -1,6 +1,7 @@
 """From a decision log and raw logs to the table that is read."""
 
 import json
+import math
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -8,12 +9,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from campaign import DataError, load_campaign
+from campaign import CampaignError, DataError, load_campaign
 from monitoring.experiment_assign import experiment_variant
-from monitoring.experiment_file import Variant, change_state, new_experiment, write_experiment
+from monitoring.experiment_file import (
+    Forecast,
+    Variant,
+    change_state,
+    new_experiment,
+    read_experiment_file,
+    write_experiment,
+)
+from monitoring.experiment_forecast import read_forecasts
 from monitoring.experiment_live import live_frame, read_experiment_log
 from monitoring.experiment_plan import plan_of_campaign
 from monitoring.experiment_read import read_experiment
+from monitoring.experiment_run import plan_live, planning_frame, read_live
 
 CAMPAIGN = load_campaign(Path(__file__).parents[2] / "campaign.toml")
 START = datetime(2026, 3, 2, tzinfo=UTC)
@@ -155,3 +165,71 @@ def test_no_experiment_in_the_log_is_said(platform):
         pd.read_parquet(file).assign(layer="policy").to_parquet(file)
     with pytest.raises(DataError, match="no decision of the experiment layer"):
         read_experiment_log(root / "decisions")
+
+
+def planned_in(root, campaign=CAMPAIGN, **keys):
+    """A plan from the outcomes of made users; the effects are large, so that few are needed."""
+    variants = [
+        Variant(name="send_all", policy="send_all", share=0.5),
+        Variant(name="candidate", policy="threshold", share=0.5, threshold=0.0),
+    ]
+    rng = np.random.default_rng(1)
+    n = 20_000
+    history = pd.DataFrame({"user_id": np.arange(n), **dict.fromkeys(CAMPAIGN.segments.columns, "all")})
+    for name, rate in (("subscription", 0.1), ("retention", 0.9)):
+        history[name], history[name + "_before"] = (rng.random((2, n)) < rate).astype(float)
+    history["listening"], history["listening_before"] = rng.gamma(2.0, 1.0, (2, n))
+    options = {"share": 0.8, "starts_at": START, "looks": 2} | keys
+    return plan_live(campaign, root / "experiments", "one", variants, history, {"subscription": 0.05}, **options)
+
+
+def test_plan_live_writes_the_file_that_assigns_and_is_read(tmp_path):
+    experiment, planned = planned_in(tmp_path)
+    assert read_experiment_file(tmp_path / "experiments" / "one.json") == experiment
+    assert experiment.plan.planned_users == planned.users
+    assert experiment.plan.looks == 2
+    # 80% of the 80% outside holdout and exploration enter within a window; outcomes are known 30 days later
+    assert planned.days == math.ceil(planned.users / (20_000 * 0.8 * 0.8 / 28)) + 30
+    assert planned_in(tmp_path)[0] == experiment  # planning again changes nothing
+
+
+def test_plan_live_refuses_more_users_than_there_are(tmp_path):
+    with pytest.raises(CampaignError, match=r"users needed for power 0\.8, but there are"):
+        planned_in(tmp_path, share=0.05)
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_read_live_writes_the_readout_and_remembers_readings_and_forecasts(platform):
+    root, experiment, _ = platform
+    forecast = [Forecast(variant="candidate", metric="retention", value=0.0, ci_lower=-0.2, ci_upper=0.2)]
+    plan = experiment.plan.model_copy(update={"planned_users": 300, "looks": 2})
+    (root / "experiments" / "one.json").unlink()
+    write_experiment(root / "experiments", experiment.model_copy(update={"plan": plan, "forecast": tuple(forecast)}))
+    reports = root / "reports" / "experiments"
+    early = read_live(CAMPAIGN, root, "one", START + timedelta(days=32))
+    assert not (reports / "forecasts.json").exists()  # not all planned users are in
+    late = read_live(CAMPAIGN, root, "one", AS_OF)
+    read_live(CAMPAIGN, root, "one", AS_OF)
+    readings = json.loads((reports / "one" / "readings.json").read_text())
+    assert [r["users"] for r in readings] == [early.look.users, late.look.users]
+    assert late.look.fractions == (readings[0]["fraction"], 1.0)
+    assert sorted(p.name for p in (reports / "one").iterdir()) == [
+        "readings.json",
+        "readout.html",
+        "readout.json",
+        "readout.md",
+    ]
+    assert json.loads((reports / "one" / "readout.json").read_text())["forecast"][0]["metric"] == "retention"
+    assert len(read_forecasts(reports / "forecasts.json")) == 1
+
+
+def test_planning_frame_takes_each_users_last_decision(platform):
+    root, _, _ = platform
+    decided = pd.to_datetime(START)
+    trained = pd.DataFrame({"user_id": ["u1", "u1", "u2"], "plan": "free", "device": "web"})
+    trained["decided_at"] = [decided - pd.Timedelta(days=30), decided + pd.Timedelta(days=1), decided]
+    frame = planning_frame(trained, CAMPAIGN, root / "logs", AS_OF).set_index("user_id")
+    assert len(frame) == 2
+    assert frame.loc["u1", "retention"] == 1
+    expected = {*CAMPAIGN.segments.columns, *CAMPAIGN.outcome_names, *(f"{o}_before" for o in CAMPAIGN.outcome_names)}
+    assert set(frame.columns) == expected

@@ -32,7 +32,7 @@ def history(n=20_000, seed=1):
 
 
 def planned(metrics, effects, frame=None, **keys):
-    options = {k: keys.pop(k) for k in ("power", "users_per_day", "matures_after_days") if k in keys}
+    options = {k: keys.pop(k) for k in ("power", "users_per_day", "matures_after_days", "available_users") if k in keys}
     plan = ExperimentPlan(metric=metrics, **keys)
     return plan_experiment(history() if frame is None else frame, plan, effects, **options)
 
@@ -102,6 +102,11 @@ def test_planning_is_deterministic():
         ({"hours": 0.1, "retention": 0.3}, {}, "retention is 0.798 and cannot move by"),
         ({"hours": 0.1}, {"power": 1.0}, "power == 1, must be between"),
         ({"hours": 1e-6}, {}, "more than 1e.09 users needed"),
+        (
+            {"hours": 0.1},
+            {"available_users": 2000},
+            "users needed for power 0.8, but there are 2000: with these it is 0.*hardest test is hours of everybody",
+        ),
     ],
 )
 def test_impossible_plan_is_refused(effects, keys, message):
@@ -117,15 +122,20 @@ def test_history_without_a_column_or_variation_is_refused():
 
 
 def test_ladder_brackets_the_best_threshold():
+    score = np.random.default_rng(1).permutation(np.arange(1000)) / 1000
     shares = np.linspace(0.05, 0.95, 19)
-    gains = 1 - (shares - 0.6) ** 2 * 2
-    ladder = threshold_ladder(1 - shares, shares, gains)
-    assert len(ladder) == 3
-    assert ladder["share"].is_monotonic_increasing
-    assert ladder["share"].iloc[1] == pytest.approx(0.6)
-    assert (ladder["gain"] >= 0.9 * gains.max()).all()
+    curve = pd.DataFrame({"share": shares, "gain": 1 - (shares - 0.6) ** 2 * 2})
+    ladder = threshold_ladder(score, curve.sample(frac=1, random_state=1))
+    assert ladder["share"].tolist() == pytest.approx([0.4, 0.6, 0.8])
+    assert [(score > t).mean() for t in ladder["threshold"]] == pytest.approx([0.4, 0.6, 0.8], abs=0.002)
+    assert (ladder["gain"] >= 0.9).all()
+
+
+def test_ladder_of_a_peak_at_the_end_is_short():
+    curve = pd.DataFrame({"share": [0.25, 0.5, 1.0], "gain": [0.1, 0.2, 1.0]})
+    assert threshold_ladder(np.arange(8.0), curve)["share"].tolist() == [1.0]
 
 
 def test_ladder_without_gain_is_refused():
     with pytest.raises(CampaignError, match="no threshold beats send-none"):
-        threshold_ladder(np.zeros(3), np.zeros(3), np.array([-1.0, 0.0, -2.0]))
+        threshold_ladder(np.arange(3.0), pd.DataFrame({"share": [0.5, 1.0], "gain": [-1.0, 0.0]}))
