@@ -194,7 +194,7 @@ def rollback(reason: Annotated[str, typer.Option(help="Why; kept in the history.
 @app.command()
 def compact() -> None:
     """The service's append-only decision log -> Parquet (data/decisions), for training and monitoring."""
-    from bentos.decision_log import compact as compact_log
+    from bentos.compaction import compact as compact_log
 
     done = compact_log(data_dir() / "decision_log", data_dir() / "decisions")
     for path in done.damaged:
