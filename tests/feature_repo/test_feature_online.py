@@ -1,4 +1,4 @@
-"""Online features equal offline features at the same instant, on SQLite and on Redis, and our own checks hold on both."""
+"""Online features equal offline features at the same instant, on SQLite and on Redis; our own checks hold on both."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -68,28 +68,46 @@ def users(served: Repo) -> list[str]:
     return pq.read_table(path, partitioning=None)["user_id"].to_pylist()
 
 
-@pytest.mark.parametrize(
-    "now",
-    [
-        NOON,
-        midnight(LAST),
-        midnight(LAST + 3 * DAY),  # to the microsecond, the last moment of the 3-day views
-        midnight(LAST + 3 * DAY) + timedelta(microseconds=1),
-        midnight(LAST + 14 * DAY),
-        midnight(LAST + 20 * DAY),
-    ],
-)
-@pytest.mark.parametrize(("hour", "surface"), [(20, "home"), (None, None)])
-def test_online_features_equal_offline(store, users: list[str], now: datetime, hour, surface) -> None:
+INSTANTS = [
+    NOON,
+    midnight(LAST),
+    midnight(LAST + 3 * DAY),  # to the microsecond, the last moment of the 3-day views
+    midnight(LAST + 3 * DAY) + timedelta(microseconds=1),
+    midnight(LAST + 14 * DAY),
+    midnight(LAST + 20 * DAY),
+]
+CASES = [(now, hour, surface) for now in INSTANTS for hour, surface in ((20, "home"), (None, None))]
+
+
+@pytest.fixture(scope="module")
+def asked(repo: Repo) -> list[str]:
+    snapshot = pq.read_table(repo.data / "features" / f"date={LAST}" / "snapshot.parquet", partitioning=None)
+    return [*snapshot["user_id"].to_pylist()[::3], "nobody"]
+
+
+@pytest.fixture(scope="module")
+def offline(repo: Repo, asked: list[str]) -> pd.DataFrame:
+    """All cases in one frame, one after another."""
+    with pytest.MonkeyPatch.context() as patch:
+        enter(patch, repo)
+        parts = [
+            pd.DataFrame({"user_id": asked, "event_timestamp": pd.Timestamp(now), "hour": hour, "surface": surface})
+            for now, hour, surface in CASES
+        ]
+        parts = [p.assign(hour=p["hour"].astype("float64"), surface=p["surface"].astype(object)) for p in parts]
+        return historical_features(open_store(repo.path), pd.concat(parts, ignore_index=True))
+
+
+@pytest.mark.parametrize("case", range(len(CASES)))
+def test_online_features_equal_offline(case: int, store, asked: list[str], offline: pd.DataFrame) -> None:
     schema = feature_schema(store)
-    asked = [*users[:120], "nobody"]
+    now, hour, surface = CASES[case]
     online = online_features(store, asked, hour, surface, now, schema)
-    frame = pd.DataFrame({"user_id": asked, "event_timestamp": pd.Timestamp(now), "hour": hour, "surface": surface})
-    offline = historical_features(store, frame)
+    wanted = offline.iloc[case * len(asked) : (case + 1) * len(asked)]
     assert tuple(online.columns) == schema.names
     for name in schema.names:
         assert online.columns[name].dtype == (object if schema.types[name] == "string" else np.float64)
-        np.testing.assert_array_equal(online.columns[name], offline[name].to_numpy(), err_msg=name)
+        np.testing.assert_array_equal(online.columns[name], wanted[name].to_numpy(), err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -188,21 +206,21 @@ def test_materialize_reads_back(store, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that reports success and writes too little is found out."""
     monkeypatch.setattr("feature_repo.store.snapshot_file", lambda store, day: snapshot_file(store, LAST))
     monkeypatch.setattr(store, "materialize", lambda *_: None)
-    with pytest.raises(StoreError, match="200 of 200 users lack .* after materializing, for example 'u00000'"):
+    with pytest.raises(StoreError, match=r"200 of 200 users lack .* after materializing, for example 'u00000'"):
         materialize(store, LAST + DAY)
 
 
 def test_open_store_says_what_is_missing(repo: Repo, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TACTFUL_DATA", str(tmp_path))
     with pytest.raises(
-        StoreError, match=f"applied for {repo.data}/features.*, but data is now in {tmp_path}; run .* again"
+        StoreError, match=rf"applied for {repo.data}/features.*, but data is now in {tmp_path}; run .* again"
     ):
         open_store(repo.path)
-    with pytest.raises(StoreError, match="nothing is applied yet; run `feast -c .* -f feature_store.yaml apply`"):
+    with pytest.raises(StoreError, match=r"nothing is applied yet; run `feast -c .* -f feature_store.yaml apply`"):
         open_store(copy_repo(tmp_path / "feature_repo"))
     monkeypatch.setenv("TACTFUL_STORE", "cassandra")
     with pytest.raises(
-        StoreError, match="feature_store.cassandra.yaml: no such profile .* found feature_store.redis.yaml"
+        StoreError, match=r"feature_store.cassandra.yaml: no such profile .* found feature_store.redis.yaml"
     ):
         open_store(repo.path)
 
