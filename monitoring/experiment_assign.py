@@ -41,7 +41,8 @@ def variant_arms(
     Args:
         experiment: the variants.
         champion_arm: shape (n,), the running policy's arm.
-        uplift: shape (n, n_arms - 1, n_outcomes), outcome units; NaN where nothing was predicted: control.
+        uplift: shape (n, n_arms - 1, n_outcomes), outcome units; NaN where nothing was predicted: control in every
+            variant, as for any user whose features cannot be used.
         weights: shape (n_outcomes,), EUR per unit.
         costs: shape (n_arms - 1,), EUR per message.
         segments: column -> values, shape (n,), for rules.
@@ -49,7 +50,8 @@ def variant_arms(
     Returns: shape (n, n_variants), int64. Where two columns differ, the user carries information (trigger).
     """
     columns = [_arm_of(v, champion_arm, uplift, weights, costs, segments) for v in experiment.variants]
-    return np.stack(columns, axis=1).astype(np.int64)
+    known = np.isfinite(uplift).all(axis=(1, 2))
+    return np.where(known[:, None], np.stack(columns, axis=1), 0).astype(np.int64)
 
 
 def _arm_of(
@@ -74,7 +76,6 @@ def _arm_of(
             f"variant {variant.name}: weights == {own.tolist()}, must be {len(weights)}: one per outcome"
         )
     score = uplift @ own - costs
-    score = np.where(np.isnan(score), -np.inf, score)
     return np.where(score.max(axis=1) > variant.threshold, score.argmax(axis=1) + 1, 0)
 
 

@@ -121,7 +121,9 @@ def _row(
     nan = float("nan")
     low, high = effect.interval(look.critical(tail)) if effect else (nan, nan)
     margin = metric.tolerance(segment)
-    base = float(y[~treated].mean()) if n0 else nan
+    base = _mean(y[~treated])
+    # a triggered effect is on all users, and so must be what it is compared with
+    whole = base if table.trigger is None else _mean(table.outcome[metric.name][everyone & (table.variant == 0)])
     size = effect.estimate if effect else nan
     return {
         "variant": plan.variants[arm],
@@ -133,9 +135,9 @@ def _row(
         "n_control": n0,
         "n_treatment": n1,
         "mean_control": base,
-        "mean_treatment": float(y[treated].mean()) if n1 else nan,
+        "mean_treatment": _mean(y[treated]),
         "effect_size": size,
-        "rel_effect_size": size / base if base else nan,
+        "rel_effect_size": size / whole if whole else nan,
         "ci_lower": low,
         "ci_upper": high,
         "ci_level": 1 - 2 * tail,
@@ -164,6 +166,10 @@ def _adjusted(
     return adjusted, "cuped", float(adjusted.var()) / variance if variance > 0 else 1.0
 
 
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
 def _events(y: np.ndarray) -> int:
     """Events or non-events, whichever are fewer."""
     return int(min(y.sum(), len(y) - y.sum()))
@@ -178,7 +184,7 @@ def _effect(treatment: np.ndarray, control: np.ndarray, method: str) -> Effect |
     if min(len(treatment), len(control)) < 2:
         return None
     welch = Welch.of(treatment, control)
-    return welch if welch.se > 1e-12 * (1e-300 + abs(control.mean())) else None
+    return welch if welch.se > 1e-12 * abs(control.mean()) else None
 
 
 def _pvalue(effect: Effect | None, metric: Metric, margin: float) -> float:

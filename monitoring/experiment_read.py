@@ -78,7 +78,7 @@ def read_experiment(frame: pd.DataFrame, plan: ExperimentPlan, *, previous: Sequ
     rows = effect_rows(table, plan, look)
     failed = [_failure(check) for check in checks.to_dict("records") if not check["passed"]]
     decision, variant, reasons = _decide(rows, failed, plan)
-    notes = _notes(frame, plan, look, table.trigger)
+    notes = [*_next_step(decision, look), *_notes(frame, plan, look, table.trigger)]
     return Readout(decision, reasons, pd.DataFrame(rows), checks, variant, look, plan, notes)
 
 
@@ -169,6 +169,15 @@ def _harmless(rows: list[Row]) -> list[str]:
     return [f"guardrails non-inferior {where}: {names}", *(f"{_said(row)}: worse, within its margin" for row in worse)]
 
 
+def _next_step(decision: Decision, look: Look) -> list[str]:
+    if look.planned_users is None:
+        return []
+    if look.fractions[-1] >= 1:
+        return ["all planned users are in: keep control; running on is a new experiment"] if decision == "hold" else []
+    keep = "; keep it running" if decision == "hold" else ""
+    return [f"{look.users} of {look.planned_users} planned users, reading {look.number}: bounds are of this look{keep}"]
+
+
 def _notes(frame: pd.DataFrame, plan: ExperimentPlan, look: Look, trigger: Any) -> list[str]:
     notes = []
     if look.planned_users is None and look.looks > 1:
@@ -176,8 +185,6 @@ def _notes(frame: pd.DataFrame, plan: ExperimentPlan, look: Look, trigger: Any) 
             f"planned_users is not in the plan: each of {look.looks} looks is read at alpha / {look.looks}, which is "
             "valid at any spacing and wider than the O'Brien-Fleming bounds"
         )
-    elif look.planned_users is not None and look.fractions[-1] < 1:
-        notes.append(f"{look.users} of {look.planned_users} planned users: look {look.number}, bounds are of this look")
     for metric in plan.metric:
         if metric.covariate and (unknown := int(frame[metric.covariate].isna().sum())):
             notes.append(

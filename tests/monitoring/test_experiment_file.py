@@ -217,14 +217,14 @@ def five_variants(tmp_path) -> Experiment:
 UPLIFT = np.array([[[0.10, -0.10, 0.0]], [[0.0, 0.20, 0.0]], [[np.nan] * 3]])
 
 
-def test_every_variant_decides_for_every_user(tmp_path):
+def test_every_variant_decides_for_every_user_with_features(tmp_path):
     experiment = five_variants(tmp_path)
     segments = {"plan": np.array(["free", "trial", None], dtype=object)}
     arms = variant_arms(
         experiment, np.array([1, 0, 0]), UPLIFT, np.array(CAMPAIGN.weights), np.array(CAMPAIGN.costs[1:]), segments
     )
     #                       none all trial champion weights
-    assert arms.tolist() == [[0, 1, 0, 1, 0], [0, 1, 1, 0, 1], [0, 1, 0, 0, 0]]
+    assert arms.tolist() == [[0, 1, 0, 1, 0], [0, 1, 1, 0, 1], [0, 0, 0, 0, 0]]
 
 
 def test_a_rule_on_an_unknown_segment_is_refused(tmp_path):

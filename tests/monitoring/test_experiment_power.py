@@ -105,7 +105,7 @@ def test_planning_is_deterministic():
         (
             {"hours": 0.1},
             {"available_users": 2000},
-            "users needed for power 0.8, but there are 2000: with these it is 0.*hardest test is hours of everybody",
+            "users needed for power 0.8, but there are 2000: with these it is 0.*test is retention of everybody",
         ),
     ],
 )

@@ -280,6 +280,8 @@ def test_triggered_analysis_agrees_and_is_narrower():
     width, plain_width = row["ci_upper"] - row["ci_lower"], plain["ci_upper"] - plain["ci_lower"]
     assert row["effect_size"] == pytest.approx(plain["effect_size"], abs=plain_width)
     assert width < 0.6 * plain_width
+    everybody = frame.loc[frame["variant"] == "control", "subscription"].mean()
+    assert row["rel_effect_size"] == pytest.approx(row["effect_size"] / everybody)
     assert any("20.0% of users" in note and "5 times smaller" in note for note in triggered.notes)
 
 
@@ -301,6 +303,16 @@ def test_crossed_delivery_and_unequal_reach_never_ship():
     reached = frame["variant"].where((frame["variant"] == "control") | (np.arange(len(frame)) % 4 > 0), None)
     assert "exposure differs" in read_experiment(frame.assign(received=reached), plan).reasons[0]
     assert read_experiment(frame.assign(received=frame["variant"]), plan).decision == "ship"
+
+
+def test_the_package_offers_it():
+    import monitoring
+
+    assert monitoring.read_experiment is read_experiment
+    assert monitoring.ExperimentPlan is ExperimentPlan
+    assert isinstance(read_experiment(users(n=300), PLAN), monitoring.Readout)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        monitoring.nothing
 
 
 def test_readout_is_json():
