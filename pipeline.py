@@ -157,12 +157,13 @@ def _finish(campaign: Campaign, folder: Path, model: NumpyModel, frame: pd.DataF
     from bentos.engine import write_probe
     from feature_repo.atomic import write_json
     from models.spec import columns_of
-    from monitoring.inputs import IGNORED
+    from monitoring.inputs import moving_features
     from monitoring.profile import build_profile
 
     kinds = {feature.name: feature.kind for feature in model.spec.features}
     days = (frame["decided_at"].max() - frame["decided_at"].min()) / timedelta(days=1)
-    profile = build_profile(frame, kinds, campaign, weeks=max(days / 7, 1.0), ignore=IGNORED)
+    moving = moving_features(list(kinds), frame["decided_at"].min(), _log_days()[0])
+    profile = build_profile(frame, kinds, campaign, weeks=max(days / 7, 1.0), ignore=moving)
     write_json(folder / "reference_profile.json", profile)
     write_probe(folder, model, columns_of(frame.head(16), kinds))
 
@@ -349,7 +350,9 @@ def _serve_a_day(day: date) -> None:
     users = _user_ids(day)
     due = [user for user, u in zip(users, hash_unit("a day of four weeks", users), strict=True) if u < 1 / 28]
     reasons: Counter[str] = Counter()
-    with serving(data_dir() / "service.log", environ={"TACTFUL_NOW": f"{day}T12:00:00+00:00"}) as url:
+    # a patient client: 500 users a request on a machine that may be busy
+    environ = {"TACTFUL_NOW": f"{day}T12:00:00+00:00", "TACTFUL_FEATURE_SECONDS": "20"}
+    with serving(data_dir() / "service.log", environ=environ) as url:
         for start in range(0, len(due), 500):
             body = {"user_ids": due[start : start + 500], "context": {"hour": 12, "surface": "home"}}
             answer = httpx.post(f"{url}/decide", json=body, timeout=30).raise_for_status().json()
@@ -394,10 +397,15 @@ def _now() -> datetime:
 
 def _logs_end() -> date:
     """The day after the last day of raw logs."""
+    return _log_days()[1] + timedelta(days=1)
+
+
+def _log_days() -> tuple[date, date]:
+    """First and last day of raw logs."""
     days = [path.name.removeprefix("date=") for path in (data_dir() / "logs").glob("*/date=*")]
     if not days:
         raise DataError(f"{data_dir() / 'logs'}: no logs; run `tactful simulate`, or put your own there (docs/logs.md)")
-    return date.fromisoformat(max(days)) + timedelta(days=1)
+    return date.fromisoformat(min(days)), date.fromisoformat(max(days))
 
 
 def _world_end(users: int, days: int, seed: int) -> date:

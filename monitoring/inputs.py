@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,15 @@ from monitoring.weekly import WeekInputs
 
 REFERENCE_ROWS = 20_000
 # These move by themselves: an account grows older, our own messages become history. Shown, never counted as drift.
-IGNORED = ("account_age_days", "messages_7d", "messages_28d", "messages_90d", "days_since_message")
+MOVING = (
+    "account_age_days",
+    "messages_7d",
+    "messages_28d",
+    "messages_90d",
+    "days_since_message",
+    "days_since_dismissal",
+)
+LONGEST_WINDOW = timedelta(days=90)
 
 
 def weekly_inputs(campaign: Campaign, data: Path, day: date, as_of: datetime) -> WeekInputs:
@@ -59,6 +68,16 @@ def weekly_inputs(campaign: Campaign, data: Path, day: date, as_of: datetime) ->
         reference_sample=_reference_sample(data / "reports" / tag.replace(":", "-") / "frame.parquet"),
         quarantined=tuple(path.read_text(encoding="utf-8") for path in sorted((data / "quarantine").rglob("*.txt"))),
     )
+
+
+def moving_features(names: Iterable[str], first_decision: datetime, logs_start: date) -> list[str]:
+    """Features whose change is no news, given when the reference rows begin and when the logs do.
+
+    While the logs are younger than the longest window, sums over it and recencies grow with every day.
+    """
+    young = first_decision.date() - logs_start < LONGEST_WINDOW
+    growing = [name for name in names if young and (name.endswith("_90d") or name.startswith("days_since_"))]
+    return [*(name for name in names if name in MOVING and name not in growing), *growing]
 
 
 def unseen_matured(decisions: pd.DataFrame, campaign: Campaign, model: NumpyModel, as_of: datetime) -> pd.DataFrame:
