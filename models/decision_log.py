@@ -62,7 +62,7 @@ def read_sample(
 
     Raises: DataError: anything that would make a value wrong, with column, rows and what to do.
     """
-    _check_columns(log, [arm, propensity, *(o.name for o in outcomes), *([cluster] if cluster else [])])
+    check_columns(log, [arm, propensity, *(o.name for o in outcomes), *([cluster] if cluster else [])])
     if not outcomes or len({o.name for o in outcomes}) < len(outcomes):
         raise DataError(f"outcomes {[o.name for o in outcomes]}: expected at least one, each name once")
     _check_duplicates(log, cluster)
@@ -100,7 +100,8 @@ def read_propensity(column: pd.Series, name: str) -> np.ndarray:
     return p
 
 
-def _check_columns(log: pd.DataFrame, names: Sequence[str]) -> None:
+def check_columns(log: pd.DataFrame, names: Sequence[str]) -> None:
+    """Raise DataError when the log is empty or lacks a column."""
     if log.empty:
         raise DataError("the log has no rows; expected one row per matured decision")
     missing = [name for name in names if name not in log]
@@ -200,7 +201,7 @@ def check_log(
 
     Returns: columns check, status ("ok", "warn", "fail"), observed, expected, p_value, detail; one row per check.
     """
-    _check_columns(log, [arm, propensity, *segments, *([cluster] if cluster else [])])
+    check_columns(log, [arm, propensity, *segments, *([cluster] if cluster else [])])
     arms, p = _read_arms(log[arm], arm), log[propensity].to_numpy(dtype=float)
     rows = [_propensity_check(p), *_row_checks(log, as_of, matured_after_days)]
     if rows[0][1] == "fail":

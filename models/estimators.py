@@ -169,7 +169,10 @@ class Moments:
 
 
 def _quadratic(influence: np.ndarray, product: np.ndarray) -> np.ndarray:
-    return np.asarray(np.maximum(((influence @ product) * influence).sum(axis=-1), 0.0))
+    square = ((influence @ product) * influence).sum(axis=-1)
+    # terms that cancel to less than this leave rounding only: no event at all must give 0, not 1e-10
+    rounding = 1e-12 * ((np.abs(influence) @ np.abs(product)) * np.abs(influence)).sum(axis=-1)
+    return np.where(square < rounding, 0.0, square)
 
 
 def moments(sample: Sample, targets: Sequence[Target], columns: Columns, rows: np.ndarray | None = None) -> Moments:

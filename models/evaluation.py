@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from campaign import DataError
-from models.decision_log import Outcome, read_sample
+from models.decision_log import Outcome, check_columns, read_sample
 from models.estimators import ESTIMATORS, Columns, Moments, Sample, effect_scores, estimate, moments
 from models.intervals import Cells, carry_over, count_cells, mover, normal_quantile
 from models.nuisance import arm_means, cross_fit
@@ -139,9 +139,11 @@ def prepare(
         raise DataError(f"policy name {taken[0]!r} is taken: evaluate adds {', '.join(added)} itself; choose another")
     targets = [resolve(name, policy, log, n_arms) for name, policy in {**policies, **added}.items()]
     if mu_hat is None and {"dr", "sndr", "dm"} & set(estimators):
-        frame = features if isinstance(features, pd.DataFrame) or features is None else log[list(features)]
+        if features is not None and not isinstance(features, pd.DataFrame):
+            check_columns(log, list(features))
+            features = log[list(features)]
         kinds = [o.kind for o in outcomes]
-        predicted = arm_means(sample) if frame is None else cross_fit(frame, sample, kinds)
+        predicted = arm_means(sample) if features is None else cross_fit(features, sample, kinds)
         sample = Sample(**{**vars(sample), "mu_hat": predicted})
     return sample, targets
 
@@ -221,9 +223,8 @@ def segment_rows(
     """Name and row indices of every segment, sorted by cluster; "" is everybody (None: all rows as they are)."""
     order = None if cluster is None else np.argsort(cluster, kind="stable")
     parts: list[tuple[str, np.ndarray | None]] = [("", order)]
+    check_columns(log, columns)
     for column in columns:
-        if column not in log:
-            raise DataError(f"segment column {column!r} is not in the log; it has {list(log.columns)}")
         code, values = pd.factorize(log[column], sort=True, use_na_sentinel=True)
         code = code if order is None else code[order]
         for level in range(-1 if (code < 0).any() else 0, len(values)):

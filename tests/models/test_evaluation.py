@@ -68,7 +68,22 @@ def test_evaluate_flags_too_few_events_and_never_gives_zero_width():
     none = binary[(binary["policy"] == "send_none") & (binary["baseline"] == "")]
     assert (none["ci_upper"] > 0.01).all()
     # a Wald interval would have no width: rather none
-    assert table[(table["policy"] == "send_none") & (table["outcome"] == "weighted")].iloc[0]["ci_upper"] is not None
+    weighted = table[(table["policy"] == "send_none") & (table["outcome"] == "weighted") & (table["baseline"] == "")]
+    assert (weighted["se"] == 0).all()
+    assert weighted[["ci_lower", "ci_upper"]].isna().all(axis=None)
+
+
+def test_evaluate_says_nothing_of_a_segment_without_an_arm(log):
+    plan = np.where((log["arm"] == 1) & (log.index < 200), "new", "old")
+    policies = {"p": Threshold("x", 0.5)}
+    table = evaluate(
+        log.assign(plan=plan), policies, BOTH, segments=["plan"], estimators=["ips", "snips", "dr", "sndr"]
+    )
+    none = table[(table["segment"] == "plan=new") & (table["policy"] == "send_none")]
+    assert none["value"].isna().all()
+    assert none[["ci_lower", "ci_upper"]].isna().all(axis=None)
+    assert (none["status"] == "insufficient").all()
+    assert (table["status"][(table["segment"] == "plan=old") & (table["outcome"] == "y")] == "ok").all()
 
 
 def test_evaluate_names_identical_policies(log):
@@ -140,7 +155,8 @@ BAD = [
     ({}, {"outcomes": [Outcome("z", "binary")]}, "the log has no column 'z'"),
     ({}, {"outcomes": []}, "expected at least one"),
     ({}, {"outcomes": [Outcome("y", "ordinal")]}, "kind == 'ordinal', must be 'binary' or 'continuous'"),
-    ({}, {"segments": ["plan"]}, "segment column 'plan' is not in the log"),
+    ({}, {"segments": ["plan"]}, "the log has no column 'plan'"),
+    ({}, {"features": ["tracks"]}, "the log has no column 'tracks'"),
     ({}, {"costs": [0.0]}, r"costs == \[0.0\]; expected 2 finite numbers"),
     ({}, {"baselines": ["champion"]}, "baseline 'champion' is not a policy"),
     ({}, {"alpha": 1.2}, r"alpha == 1.2, must be in \(0, 1\)"),
