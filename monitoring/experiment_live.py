@@ -22,7 +22,7 @@ from monitoring.experiment_assign import OUTSIDE, experiment_variant, variant_ar
 from monitoring.experiment_file import Experiment
 from monitoring.experiment_plan import BEFORE
 
-COLUMNS = ["decision_id", "user_id", "decided_at", "layer", "arm", "uplift", "threshold", "segments"]
+COLUMNS = ["decision_id", "user_id", "decided_at", "layer", "arm", "model_tag", "uplift", "threshold", "segments"]
 
 
 def read_experiment_log(decisions_dir: Path) -> pd.DataFrame:
@@ -54,8 +54,8 @@ def live_frame(
         as_of: events that arrived at this instant or later are not known yet.
 
     Returns: columns user_id, variant, day, the campaign's segment columns, every outcome by name and its pre-period
-        value (`<name>_before`), `received` (variant whose arm was delivered; null when another arm was) and `differs`
-        (the variants decide differently: a trigger).
+        value (`<name>_before`), `received` (variant whose arm was delivered; null when another arm was), `differs`
+        (the variants decide differently: a trigger) and `model_tag`.
     Raises: DataError: no user's outcomes have matured.
     """
     entered = log[log["decided_at"] >= pd.Timestamp(experiment.starts_at)].drop_duplicates("user_id")
@@ -80,6 +80,7 @@ def live_frame(
     for column, values in _segments(users, campaign.segments.columns).items():
         frame[column] = values
     frame["received"] = _received(users["arm"].to_numpy(), arms, variant, names)
+    frame["model_tag"] = users["model_tag"]
     frame["differs"] = (arms != arms[:, :1]).any(axis=1)
     return pd.concat([frame, outcome_frame(users, campaign, logs_dir, as_of)], axis=1)
 
@@ -95,6 +96,15 @@ def outcome_frame(decisions: pd.DataFrame, campaign: Campaign, logs_dir: Path, a
     outcomes.columns = pd.Index(campaign.outcome_names)
     before.columns = pd.Index([name + BEFORE for name in campaign.outcome_names])
     return pd.concat([outcomes, before], axis=1)
+
+
+def model_change_notes(frame: pd.DataFrame) -> list[str]:
+    """A warning when users of a `live_frame` were decided about by different models: the variants changed mid-flight."""
+    shares = frame["model_tag"].value_counts(normalize=True)
+    if len(shares) < 2:
+        return []
+    models = ", ".join(f"{tag or '(none)'} {share:.0%}" for tag, share in shares.items())
+    return [f"the model changed during the experiment ({models}): effects are of this mixture; promote after the end"]
 
 
 def _counterfactual_arms(users: pd.DataFrame, experiment: Experiment, campaign: Campaign) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from monitoring.experiment_file import (
     write_experiment,
 )
 from monitoring.experiment_forecast import forecast_against_outcome, keep_forecasts
-from monitoring.experiment_live import live_frame, outcome_frame, read_experiment_log
+from monitoring.experiment_live import live_frame, model_change_notes, outcome_frame, read_experiment_log
 from monitoring.experiment_plan import plan_of_campaign
 from monitoring.experiment_power import PlannedExperiment, plan_experiment
 from monitoring.experiment_read import Readout, read_experiment
@@ -119,6 +120,7 @@ def read_live(campaign: Campaign, data: Path, name: str, as_of: datetime, *, tri
     reports = data / "reports" / "experiments"
     readings = _readings(reports / name / "readings.json")
     readout = read_experiment(frame, plan, previous=[r["fraction"] for r in readings])
+    readout = replace(readout, notes=[*readout.notes, *model_change_notes(frame)])
     compared = forecast_against_outcome(experiment.forecast, frame, plan) if experiment.forecast else None
     write_readout(reports / name, readout, name, compared)
     _add_reading(reports / name / "readings.json", readings, readout, as_of)

@@ -20,7 +20,7 @@ from monitoring.experiment_file import (
     write_experiment,
 )
 from monitoring.experiment_forecast import read_forecasts
-from monitoring.experiment_live import live_frame, read_experiment_log
+from monitoring.experiment_live import live_frame, model_change_notes, read_experiment_log
 from monitoring.experiment_plan import plan_of_campaign
 from monitoring.experiment_read import read_experiment
 from monitoring.experiment_run import plan_live, planning_frame, read_live
@@ -62,6 +62,7 @@ def platform(tmp_path):
             "decided_at": pd.to_datetime(START) + pd.to_timedelta(np.arange(N) % 5, unit="D"),
             "layer": np.where(variant >= 0, "experiment", "policy"),
             "arm": arm,
+            "model_tag": "tactful:a",
             "uplift": uplift,
             "threshold": 0.5,
             "segments": [json.dumps({"plan": "free" if i % 3 else "trial", "device": "web"}) for i in range(N)],
@@ -134,6 +135,16 @@ def test_a_stopped_experiment_is_read_in_its_variants(platform):
     stopped = change_state(root / "experiments", "one", AS_OF, state="stopped")
     before = live_frame(log, experiment, CAMPAIGN, root / "logs", AS_OF)
     pd.testing.assert_frame_equal(live_frame(log, stopped, CAMPAIGN, root / "logs", AS_OF), before)
+
+
+def test_a_model_that_changed_mid_flight_is_said(platform):
+    root, experiment, _ = platform
+    log = read_experiment_log(root / "decisions")
+    assert model_change_notes(live_frame(log, experiment, CAMPAIGN, root / "logs", AS_OF)) == []
+    log.loc[log.index < 200, "model_tag"] = "tactful:b"
+    (note,) = model_change_notes(live_frame(log, experiment, CAMPAIGN, root / "logs", AS_OF))
+    assert "tactful:a" in note
+    assert "tactful:b" in note
 
 
 def test_reading_before_any_outcome_matured_is_refused(platform):

@@ -312,7 +312,7 @@ def test_the_package_offers_it():
     assert monitoring.ExperimentPlan is ExperimentPlan
     assert isinstance(read_experiment(users(n=300), PLAN), monitoring.Readout)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        monitoring.nothing
+        _ = monitoring.nothing
 
 
 def test_readout_is_json():
