@@ -99,7 +99,7 @@ def outcome_frame(decisions: pd.DataFrame, campaign: Campaign, logs_dir: Path, a
 
 
 def model_change_notes(frame: pd.DataFrame) -> list[str]:
-    """A warning when users of a `live_frame` were decided about by different models: the variants changed mid-flight."""
+    """A warning when users of a `live_frame` were decided about by different models: the variants changed."""
     shares = frame["model_tag"].value_counts(normalize=True)
     if len(shares) < 2:
         return []

@@ -8,7 +8,7 @@ A PLAN.toml for a plain table of any experiment (one row per user):
     treatment = "candidate"               # or a list of several candidates
     shares = [0.5, 0.5]                   # of all users: control first; or {send_all = 0.5, candidate = 0.5}
     segments = ["plan"]
-    alpha = 0.05
+    alpha = 0.05                          # success metrics are tested two-sided, guardrails one-sided
     looks = 5                             # planned readings; or shares of planned_users, or numbers of users
     planned_users = 40000                 # users at the last look: the bounds of the looks need it
 
