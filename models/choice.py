@@ -180,8 +180,7 @@ def _effects(
     """Differences to send-none of every candidate, with n_eff."""
     sample, targets = prepare(policies=policies, outcomes=outcomes, estimators=[estimator], **inputs)
     parts = segment_rows(inputs["log"], segments, sample.cluster)
-    table = evaluate_sample(sample, targets, outcomes, parts, [estimator], ["send_none"], alpha)
-    return table[table["baseline"] == "send_none"]
+    return evaluate_sample(sample, targets, outcomes, parts, [estimator], ["send_none"], alpha, values=False)
 
 
 CANDIDATE_COLUMNS = ["score", "threshold", "share", "gain", "se", "lower_bound", "status"]

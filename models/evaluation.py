@@ -100,15 +100,20 @@ def evaluate_sample(
     estimators: Sequence[str],
     baselines: Sequence[str],
     alpha: float,
+    *,
+    values: bool = True,
 ) -> pd.DataFrame:
-    """`evaluate` on arrays that were checked before; one more column, `n_eff`, behind the weaker side."""
+    """`evaluate` on arrays that were checked before; one more column, `n_eff`, behind the weaker side.
+
+    `values` False leaves out the values themselves: many policies are compared and only differences are needed.
+    """
     _check_options(targets, estimators, baselines, alpha)
     _check_support(sample, targets)
     if "plain_replay" in estimators:
         _check_replay(sample, targets)
     rows: list[list[object]] = []
     for segment, index in segments:
-        rows += _Part(sample, targets, outcomes, estimators, alpha, segment, index).table(baselines)
+        rows += _Part(sample, targets, outcomes, estimators, alpha, segment, index).table(baselines, values)
     return pd.DataFrame(rows, columns=[*COLUMNS, "n_eff"])
 
 
@@ -256,8 +261,8 @@ class _Part:
         self.cells: dict[tuple[str, ...], Cells] = {}
         self.z = normal_quantile(self.alpha)
 
-    def table(self, baselines: Sequence[str]) -> list[list[object]]:
-        """Values of every policy, then its differences to every baseline but itself."""
+    def table(self, baselines: Sequence[str], values: bool) -> list[list[object]]:
+        """Values of every policy (if wanted), then its differences to every baseline but itself."""
         names = [t.name for t in self.targets]
         known = {
             (p, e): self._weighted(p, *estimate(self.sums, self.columns, p, e, self.sample.shift))
@@ -265,8 +270,9 @@ class _Part:
             for e in self.estimators
         }
         rows: list[list[object]] = []
+        others = [*([None] if values else []), *(names.index(name) for name in baselines)]
         for p in range(len(names)):
-            for b in (None, *(names.index(name) for name in baselines)):
+            for b in others:
                 if b == p:
                     continue
                 for e in self.estimators:
@@ -291,7 +297,7 @@ class _Part:
         cells, coefficient = self._cells(p, b)
         binary = np.array([o.kind == "binary" for o in self.outcomes] + [False])
         variance = self.sums.variance(influence)
-        design = self.sums.design_effect(influence)
+        design = np.ones_like(value) if self.sample.cluster is None else self.sums.design_effect(influence)
         n_events, enough = _events(cells, coefficient, binary[:-1])
         by_cells = binary & self._has_cells(p, b)
         inflation = design * self.sums.correction
