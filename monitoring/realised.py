@@ -71,7 +71,7 @@ class Line:
 
 
 @dataclass(frozen=True)
-class Test:
+class UpliftTest:
     """One arm and outcome of the week against its reference line.
 
     Attributes:
@@ -114,7 +114,7 @@ class Realised:
 
     n: int
     weeks: tuple[str, ...]
-    tests: tuple[Test, ...]
+    tests: tuple[UpliftTest, ...]
     deciles: tuple[Mapping[str, Any], ...]
     segments: tuple[Mapping[str, Any], ...]
     gain: float
@@ -232,7 +232,7 @@ def reference_lines(frame: pd.DataFrame, campaign: Campaign) -> list[dict[str, A
         frame: matured decisions with predictions of models that did not see the row (out of fold, or held-out users).
         campaign: arms, outcomes and weights.
     """
-    return [asdict(line) for line in lines(uplifts(frame, campaign), campaign)]
+    return [asdict(line) | {"cov": list(line.cov)} for line in lines(uplifts(frame, campaign), campaign)]
 
 
 def measure_realised(
@@ -277,7 +277,7 @@ def spend(campaign: Campaign) -> dict[bool, float]:
     return {True: per_arm / 2, False: per_arm / 2 / len(campaign.outcome)}
 
 
-def _test(line: Line, reference: Line | None, alpha: float) -> Test:
+def _test(line: Line, reference: Line | None, alpha: float) -> UpliftTest:
     theta, cov = line.at(line.center)
     promise, promise_cov = reference.at(line.center) if reference else (np.zeros(2), np.zeros((2, 2)))
     delta, total = theta - promise, cov + promise_cov
@@ -291,7 +291,7 @@ def _test(line: Line, reference: Line | None, alpha: float) -> Test:
     power = float(ncx2.sf(chi2.isf(alpha, rank), rank, max(half @ inverse @ half, 1e-9)))
     alarm = p < alpha and change >= MIN_CHANGE
     slope, slope_se = float(1 + theta[1]), float(np.sqrt(cov[1, 1]))
-    return Test(
+    return UpliftTest(
         arm=line.arm,
         outcome=line.outcome,
         predicted=float(promised[0]),

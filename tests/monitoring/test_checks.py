@@ -1,0 +1,132 @@
+from datetime import timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+from monitored import FEATURES, Truth, campaign, make_frame, make_profile
+
+from monitoring.checks import check_schema, check_week
+from monitoring.profile import count_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pandera.*")
+
+
+def failed(profile, frame, **changes):
+    """Name and detail of every failed check, as the weekly step runs them."""
+    checks = check_schema(frame, FEATURES, campaign())
+    if all(c.ok for c in checks):
+        counts = count_rows(profile, frame)
+        options = {"expected_rows": profile["rows_per_week"]} | changes
+        checks += check_week(frame, profile, counts, campaign(), **options)
+    return {c.name: c.detail for c in checks if not c.ok}
+
+
+def test_check_week_quiet(profile, quiet_week):
+    assert failed(profile, quiet_week) == {}
+
+
+def some(frame, share, seed=0):
+    return np.random.default_rng(seed).random(len(frame)) < share
+
+
+def to(frame, share, column, value):
+    """The frame with `value` in a share of one column's rows."""
+    return frame.assign(**{column: frame[column].mask(some(frame, share), value)})
+
+
+def without(frame, rows):
+    return frame[~rows]
+
+
+def in_holdout(frame):
+    return frame["layer"] == "holdout"
+
+
+BROKEN = {
+    "column gone": (lambda f: f.drop(columns="l03"), "schema", "column 'l03' is missing"),
+    "number became text": (lambda f: f.assign(n02=f["n02"].astype(str)), "schema", "n02: dtype"),
+    "text became number": (lambda f: f.assign(plan=1), "schema", "plan: dtype"),
+    "mixed text": (lambda f: to(f, 0.01, "plan", 3), "schema", "plan: _is_text"),
+    "naive time": (lambda f: f.assign(decided_at=f["decided_at"].dt.tz_localize(None)), "schema", "decided_at: dtype"),
+    "unknown layer": (lambda f: f.assign(layer="holdup"), "schema", "layer: isin"),
+    "unknown arm": (lambda f: f.assign(arm=7), "schema", "arm: in_range"),
+    "propensity 0": (lambda f: f.assign(propensity=0.0), "schema", "propensity: in_range"),
+    "prediction missing": (lambda f: f.assign(score=np.nan), "schema", "score: not_nullable"),
+    "repeated decisions": (lambda f: pd.concat([f, f.head(20)]), "duplicates", "decision_id: 20 repeated values"),
+    "too many rows": (lambda f: _copies(f, 3), "rows", "18000 rows; 3000 to 12000 expected"),
+    "too few rows": (lambda f: f.head(2500), "rows", "2500 rows; 3000 to 12000 expected"),
+    "values missing": (lambda f: to(f, 0.07, "n05", np.nan), "missing", "n05: share of rows without a value rose"),
+    "text missing": (lambda f: to(f, 0.5, "plan", None), "missing", "plan: share of rows"),
+    "milliseconds": (lambda f: f.assign(l03=f["l03"] * 1000), "range", "l03: .* far outside"),
+    "infinite": (lambda f: to(f, 0.02, "n01", np.inf), "range", "n01: .* far outside"),
+    "turned to zero": (lambda f: to(f, 0.8, "l03", 0.0), "zeros", "l03: share of zeros rose by 0."),
+    "renamed": (lambda f: f.assign(device=f["device"].replace("ios", "iOS")), "renamed", "device: 0.3"),
+    "old features": (
+        lambda f: f.assign(feature_timestamp=f["decided_at"] - timedelta(days=9)),
+        "feature_age",
+        "9.00 days",
+    ),
+    "features of the future": (
+        lambda f: f.assign(feature_timestamp=f["decided_at"] + timedelta(hours=1)),
+        "feature_future",
+        "days old",
+    ),
+    "no features": (lambda f: to(f, 0.2, "reason", "feature_store_error"), "failures", "feature_store_error"),
+    "holdout lost": (lambda f: without(f, in_holdout(f) & some(f, 0.3)), "sample_ratio", "all: holdout 0.07"),
+    "holdout lost in a segment": (
+        lambda f: without(f, in_holdout(f) & (f["plan"] == "premium") & some(f, 0.6)),
+        "sample_ratio_segment",
+        "plan=premium: holdout 0.0",
+    ),
+    "message in the holdout": (
+        lambda f: f.assign(arm=f["arm"].mask(in_holdout(f), 1)),
+        "holdout_arm",
+        "holdout decisions with a message",
+    ),
+    "propensity of another arm": (lambda f: f.assign(propensity=1 - f["propensity"]), "propensity", "rows whose"),
+    "arms not as logged": (
+        lambda f: f.assign(propensities=[np.array([0.5, 0.5])] * len(f), propensity=0.5),
+        "calibration",
+        "mean propensity 0.5000",
+    ),
+}
+
+
+def _copies(frame, times):
+    return pd.concat([frame.assign(decision_id=frame["decision_id"] + f"-{i}") for i in range(times)])
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_data_is_named(profile, quiet_week, case):
+    change, name, message = BROKEN[case]
+    found = failed(profile, change(quiet_week.copy()))
+    assert name in found
+    assert pd.Series([found[name]]).str.contains(message).all(), found[name]
+
+
+def test_refused_log_files_stop(profile, quiet_week):
+    found = failed(profile, quiet_week, quarantined=["sessions/date=2026-02-03/a.parquet: minutes == 0"])
+    assert found == {"quarantine": "sessions/date=2026-02-03/a.parquet: minutes == 0"}
+
+
+def test_a_new_market_is_not_broken_data(profile):
+    assert failed(profile, make_frame(np.random.default_rng(9), 6_000, Truth(new_market=0.25))) == {}
+
+
+def test_random_phase_has_its_own_layer_shares(profile):
+    assert failed(profile, make_frame(np.random.default_rng(9), 6_000, service=False)) == {}
+
+
+def test_ignored_features_break_only_when_gone(profile, quiet_week):
+    columns = profile["columns"] | {"n05": profile["columns"]["n05"] | {"role": "ignored"}}
+    mine = profile | {"columns": columns}
+    assert failed(mine, quiet_week.assign(n05=quiet_week["n05"].mask(some(quiet_week, 0.3)))) == {}
+    assert "missing" in failed(mine, quiet_week.assign(n05=np.nan))
+
+
+@pytest.mark.parametrize("weeks", [8, pytest.param(150, marks=pytest.mark.slow)])
+def test_check_week_does_not_stop_quiet_weeks(weeks):
+    """Ordinary wobble is not broken data; the slow version would see a rate of 2% with probability .95."""
+    rng = np.random.default_rng(10)
+    profile = make_profile(rng, 8_000, weeks=2.0)
+    assert [failed(profile, make_frame(rng, 4_000, Truth(wobble=0.03))) for _ in range(weeks)] == [{}] * weeks

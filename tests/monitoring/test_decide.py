@@ -1,0 +1,125 @@
+from datetime import timedelta
+
+import pytest
+from monitored import MONDAY, campaign
+
+from monitoring.checks import Check
+from monitoring.decide import Statistics, decide, in_words, week_name
+from monitoring.drift import ColumnDrift, Drift
+from monitoring.realised import Realised, UpliftTest
+
+SETUP = campaign()
+OK = Check("rows", True, 1000, 2000, "")
+
+
+def column(name, warn=False, red=False, role="feature"):
+    return ColumnDrift(name, role, 1000, 0.2 if warn else 0.01, 0.0, 0.3 if red else 0.01, 0.0, 0.0, 0.0, {}, warn, red)
+
+
+def drift(warn=(), red=(), predictions=(), features=20, eligible=0.5):
+    names = [*warn, *red, *(f"quiet{i}" for i in range(features - len(warn) - len(red)))]
+    columns = [column(n, n in warn or n in red, n in red) for n in names]
+    return Drift((*columns, *(column(n, True, role="prediction") for n in predictions)), eligible, 0.5)
+
+
+def realised(alarm=False, inverted=False):
+    test = UpliftTest("offer", "weighted", 0.2, 0.1, 0.02, 0.5, 0.1, 1e-4, 0.004, 0.5, 0.8, alarm, inverted)
+    return Realised(1000, ("2026-W01",), (test,), (), (), 0.1, 0.02)
+
+
+def verdict(statistics, history=(), week=MONDAY):
+    return decide(week, "m1", statistics, history, SETUP)
+
+
+def before(weeks, action="warn", drift_weeks=1, champion="m1"):
+    monday = (MONDAY - timedelta(weeks=weeks)).isoformat()
+    return {"monday": monday, "action": action, "drift_weeks": drift_weeks, "champion": champion}
+
+
+def test_decide_nothing_moved():
+    decision = verdict(Statistics((OK,), drift(), realised()))
+    assert (decision.action, decision.exit_code, decision.reasons) == ("none", 0, ())
+
+
+def test_decide_broken_data_stops_everything():
+    bad = Check("missing", False, 0.3, 0.05, "minutes_7d")
+    decision = verdict(Statistics((OK, bad), drift(red=["plan"]), realised(alarm=True, inverted=True)))
+    assert (decision.action, decision.exit_code, decision.reasons) == ("stop", 20, ("data:missing",))
+    assert not decision.fallback
+
+
+def test_decide_realised_uplift_retrains_on_its_own():
+    decision = verdict(Statistics((OK,), drift(), realised(alarm=True)))
+    assert (decision.action, decision.exit_code) == ("retrain", 10)
+    assert decision.reasons == ("realised_uplift:offer/weighted",)
+
+
+def test_decide_red_line_retrains_at_once():
+    assert verdict(Statistics((OK,), drift(red=["country"]))).action == "retrain"
+
+
+@pytest.mark.parametrize(
+    ("history", "action", "weeks"),
+    [
+        ([], "warn", 1),
+        ([before(1)], "retrain", 2),
+        ([before(2)], "retrain", 2),  # the week between was broken or is missing
+        ([before(1, "stop", 0), before(2)], "retrain", 2),
+        ([before(3)], "warn", 1),
+        ([before(1, drift_weeks=0)], "warn", 1),
+        ([before(1, champion="m0")], "warn", 1),  # another champion, another reference
+        ([before(0)], "warn", 1),  # the week itself, run before
+        ([before(-1)], "warn", 1),  # a later week
+    ],
+)
+def test_decide_drift_must_last_two_weeks(history, action, weeks):
+    decision = verdict(Statistics((OK,), drift(warn=["a", "b"])), history)
+    assert (decision.action, decision.drift_weeks) == (action, weeks)
+
+
+def test_decide_few_drifting_features_only_warn():
+    decision = verdict(Statistics((OK,), drift(warn=["a"], features=20)), [before(1)])
+    assert (decision.action, decision.drift_weeks) == ("warn", 0)
+
+
+def test_decide_few_features_and_predictions_together_retrain_in_the_second_week():
+    statistics = Statistics((OK,), drift(warn=["a"], predictions=["score"], features=20))
+    assert verdict(statistics).action == "warn"
+    assert verdict(statistics, [before(1)]).action == "retrain"
+
+
+def test_decide_predictions_alone_only_warn():
+    decision = verdict(Statistics((OK,), drift(eligible=0.7)), [before(1)])
+    assert (decision.action, decision.reasons) == ("warn", ("prediction_drift:share_eligible",))
+
+
+@pytest.mark.parametrize(("weeks", "action"), [(1, "warn"), (2, "warn"), (3, "retrain")])
+def test_decide_cooldown(weeks, action):
+    decision = verdict(Statistics((OK,), drift(), realised(alarm=True)), [before(weeks, "retrain")])
+    assert decision.action == action
+    assert ("cooldown" in decision.reasons) == (action == "warn")
+
+
+def test_decide_inverted_ranking_falls_back_even_in_cooldown():
+    decision = verdict(Statistics((OK,), drift(), realised(alarm=True, inverted=True)), [before(1, "retrain")])
+    assert decision.fallback
+    assert decision.action == "retrain"
+    assert "inverted:offer" in decision.reasons
+
+
+def test_decision_text_says_reasons_in_words():
+    text = verdict(Statistics((OK,), drift(red=["country"]))).text()
+    assert text.startswith("week 2026-W06: retrain")
+    assert "past the red line, for country" in text
+
+
+@pytest.mark.parametrize(
+    "code", ["data:rows", "realised_uplift:a/b,c/d", "inverted:a", "cooldown", "prediction_drift:x"]
+)
+def test_in_words_knows_every_code(code):
+    assert in_words(code)
+
+
+def test_week_name_is_iso():
+    assert week_name(MONDAY) == "2026-W06"
+    assert week_name(MONDAY.replace(year=2027, month=1, day=1)) == "2026-W53"

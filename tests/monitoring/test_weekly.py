@@ -1,0 +1,98 @@
+import json
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from monitored import MONDAY, Truth, make_frame, make_inputs
+
+from campaign import DataError
+from monitoring.weekly import expected_rows, read_history, run_week
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pandera.*")
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "monitoring.md"
+FILES = ["decision.json", "stats.json", "summary.html", "summary.md"]
+
+
+def test_run_week_writes_everything_and_again_the_same(tmp_path, profile, quiet_week, matured):
+    inputs = make_inputs(profile, quiet_week, matured)
+    decision = run_week(inputs, tmp_path)
+    folder = tmp_path / "2026-W06"
+    assert sorted(p.name for p in folder.iterdir()) == FILES
+    first = {name: (folder / name).read_bytes() for name in FILES}
+    assert run_week(inputs, tmp_path) == decision
+    assert {name: (folder / name).read_bytes() for name in FILES} == first
+    assert [p.name for p in tmp_path.iterdir()] == ["2026-W06"]
+
+
+def test_decision_json_is_documented(tmp_path, profile, quiet_week, matured):
+    """Every key of decision.json stands in docs/monitoring.md."""
+    run_week(make_inputs(profile, quiet_week, matured), tmp_path)
+    decision = json.loads((tmp_path / "2026-W06" / "decision.json").read_text())
+    text = DOCS.read_text(encoding="utf-8")
+    keys = set(decision) | set(decision["data"]) | set(decision["drift"]) | set(decision["realised"])
+    keys |= set(decision["realised"]["tests"][0]) | set(decision["reference"])
+    assert [key for key in sorted(keys) if f"`{key}`" not in text] == []
+    assert (decision["schema"], decision["exit_code"], decision["action"]) == (1, 0, "none")
+
+
+def test_run_week_broken_data_measures_nothing_else(tmp_path, profile, quiet_week, matured):
+    decision = run_week(make_inputs(profile, quiet_week.drop(columns="l03"), matured), tmp_path)
+    found = json.loads((tmp_path / "2026-W06" / "decision.json").read_text())
+    assert decision.exit_code == 20
+    assert found["drift"] is None
+    assert found["realised"] is None
+    assert "l03" in found["data"]["failed"][0]["detail"]
+    assert "Stop: the data is broken" in (tmp_path / "2026-W06" / "summary.md").read_text()
+
+
+def test_run_week_reads_history_and_needs_two_weeks(tmp_path, profile, matured):
+    actions = []
+    for week in range(3):
+        monday = MONDAY + timedelta(weeks=week)
+        moved = Truth(shift=dict.fromkeys(("n05", "n06", "n07", "n08", "n09"), 0.3))
+        frame = make_frame(np.random.default_rng(30 + week), 6_000, moved, monday=monday)
+        actions.append(run_week(make_inputs(profile, frame, matured.head(0), monday), tmp_path).action)
+    assert actions == ["warn", "retrain", "warn"]  # the third is in the cooldown
+
+
+def test_run_week_any_day_names_its_monday(tmp_path, profile, quiet_week, matured):
+    decision = run_week(make_inputs(profile, quiet_week, matured, week=MONDAY + timedelta(days=4)), tmp_path)
+    assert decision.week == MONDAY
+
+
+def test_run_week_leaves_the_old_week_whole_when_it_dies(tmp_path, profile, quiet_week, matured, monkeypatch):
+    inputs = make_inputs(profile, quiet_week, matured)
+    run_week(inputs, tmp_path)
+    before = (tmp_path / "2026-W06" / "decision.json").read_bytes()
+    monkeypatch.setattr("monitoring.weekly.summary_markdown", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run_week(inputs, tmp_path)
+    assert (tmp_path / "2026-W06" / "decision.json").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["2026-W06"]
+
+
+def test_summary_is_self_contained_and_says_the_verdict(tmp_path, profile, quiet_week, matured):
+    run_week(make_inputs(profile, quiet_week, matured), tmp_path)
+    page = (tmp_path / "2026-W06" / "summary.html").read_text()
+    assert "Fine: nothing to do." in page
+    assert page.count("<svg") == 3
+    assert "http" not in re.sub(r"https?://www\.w3\.org", "", page)
+    assert "<script" not in page
+
+
+def test_expected_rows_is_the_median_of_the_last_whole_weeks(profile):
+    history = [
+        {"monday": f"2026-01-0{i}", "action": "none", "data": {"n": n}} for i, n in enumerate([9, 1, 2, 3, 40], 1)
+    ]
+    broken = {"monday": "2026-01-09", "action": "stop", "data": {"n": 10_000}}
+    assert expected_rows([*history, broken], profile) == 2.5
+    assert expected_rows([broken], profile) == profile["rows_per_week"]
+
+
+def test_read_history_other_schema(tmp_path):
+    (tmp_path / "2026-W01").mkdir()
+    (tmp_path / "2026-W01" / "decision.json").write_text('{"schema": 9}')
+    with pytest.raises(DataError, match="schema == 9, expected 1"):
+        read_history(tmp_path, MONDAY)
