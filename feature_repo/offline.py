@@ -1,7 +1,6 @@
-"""Feast's DuckDB offline store, with its connection in UTC.
+"""Feast's DuckDB offline store, without the pages of warnings that Feast 0.67 prints around it.
 
-DuckDB takes its time zone from the machine, and Feast compares local times when it materializes: outside UTC the day's
-rows would be missed without a word.
+Feast imports this module wherever it opens the store, so what is set here holds for its own commands too.
 """
 
 import atexit
@@ -12,22 +11,22 @@ import ibis
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig
 
 
-class UtcDuckDBOfflineStoreConfig(DuckDBOfflineStoreConfig):
+class QuietDuckDBOfflineStoreConfig(DuckDBOfflineStoreConfig):
     """`offline_store` of feature_store.yaml."""
 
-    type: Literal["feature_repo.offline.UtcDuckDBOfflineStore"] = "feature_repo.offline.UtcDuckDBOfflineStore"
+    type: Literal["feature_repo.offline.QuietDuckDBOfflineStore"] = "feature_repo.offline.QuietDuckDBOfflineStore"
 
 
-class UtcDuckDBOfflineStore(DuckDBOfflineStore):
-    """The very same store; this module prepares the connection that it uses."""
+class QuietDuckDBOfflineStore(DuckDBOfflineStore):
+    """The very same store."""
 
 
 def _close() -> None:
-    """Let go of DuckDB before Python does, or it prints a page about leaked objects."""
-    ibis.get_backend().disconnect()
-    ibis.options.default_backend = None
+    """Let go of DuckDB before Python does, or it lists every object it thinks was leaked."""
+    if ibis.options.default_backend is not None:
+        ibis.options.default_backend.disconnect()
+        ibis.options.default_backend = None
 
 
-ibis.get_backend().raw_sql("SET TimeZone = 'UTC'")
 atexit.register(_close)
 warnings.filterwarnings("ignore", "fetch_arrow_table", DeprecationWarning)  # ibis 12 with DuckDB 2

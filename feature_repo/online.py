@@ -7,7 +7,6 @@ seed); expiry by the caller's clock (Feast serves expired values as PRESENT); un
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from campaign import StoreError
-from feature_repo.store import FeatureSchema
+from feature_repo.store import FeatureSchema, answering
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -87,20 +85,14 @@ def _read(
     store: FeatureStore, user_ids: Sequence[str], hour: int | None, surface: str | None, schema: FeatureSchema
 ) -> dict[str, list[Any]]:
     """Values and event times (`<name>__ts`, in seconds, 0 when there is no row) by name, from Feast's public call."""
-    from feast.errors import FeastError
-    from redis.exceptions import RedisError
-
     n = len(user_ids)
     rows: dict[str, list[Any]] = {
         "user_id": list(user_ids),
         "hour": [UNKNOWN_HOUR if hour is None else hour] * n,
         "surface": [surface or UNKNOWN_SURFACE] * n,
     }
-    try:
+    with answering():
         response = store.get_online_features(features=store.get_feature_service(schema.service), entity_rows=rows)
-    # ValueError: Feast refuses to read a view while it is being materialized.
-    except (RedisError, sqlite3.Error, FeastError, ValueError, OSError) as error:
-        raise StoreError(f"online store does not answer: {type(error).__name__}: {error}") from error
     answer: dict[str, list[Any]] = response.to_dict(include_event_timestamps=True)
     return answer
 

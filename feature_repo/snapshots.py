@@ -117,7 +117,7 @@ def _connect(building: Path, threads: int, memory_limit: str) -> duckdb.DuckDBPy
 
 def _load(con: duckdb.DuckDBPyConnection, logs_dir: Path, first: date, last: date) -> None:
     """Daily aggregates of all logs that the snapshots of first..last can see."""
-    # Lookback of the oldest correction, and a day for clocks that run ahead (Contract.not_after).
+    # Lookback of the oldest correction, and a day for clocks that run ahead (contracts.py).
     since = first - timedelta(days=aggregates.LOOKBACK_DAYS + aggregates.CORRECTION_DAYS + 2)
     try:
         for name, oldest in (("users", None), ("sessions", since), ("messages", since), ("subscriptions", None)):
@@ -165,6 +165,7 @@ def _build(
         for day in chunk:
             _write(con, day, building / f"date={day}")
             os.rename(building / f"date={day}", features_dir / f"date={day}")
+            _fsync(features_dir)
             progress(days.index(day) + 1, len(days))
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
@@ -122,9 +125,26 @@ def materialize(store: FeatureStore, day: date) -> int:
         first = next(file.iter_batches(READ_BACK, columns=["user_id"])).column(0).to_pylist()
     midnight = datetime.combine(day, time(), UTC)
     # Every user has a row in every snapshot: the newest day alone is the newest value of all.
-    store.materialize(midnight, midnight)
-    _read_back(store, first, day)
+    with answering():
+        store.materialize(midnight, midnight)
+        _read_back(store, first, day)
     return users
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Turn whatever an online store says when it fails into a StoreError."""
+    from feast.errors import FeastError
+    from redis.exceptions import RedisError
+
+    try:
+        yield
+    # ValueError: Feast refuses to read a view while it is being materialized.
+    except (RedisError, sqlite3.Error, FeastError, ValueError, OSError) as error:
+        raise StoreError(
+            f"online store does not answer: {type(error).__name__}: {error}; start it, or delete {REPO / 'data'} and run "
+            "`feast -c feature_repo apply` again"
+        ) from error
 
 
 def _read_back(store: FeatureStore, user_ids: list[str], day: date) -> None:
