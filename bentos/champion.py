@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bentos.decision_log import Context, context_of
+from bentos import metrics
 from bentos.engine import Bundle, load_bundle
 from bentos.features import Reader
+from bentos.raw_log import Context, context_of
 from campaign import Campaign, ModelError, TactfulError
 from models.registry import champion_tag, model_path, pointer_path
 
@@ -38,6 +39,7 @@ class Champion:
     def __init__(self, campaign: Campaign, open_reader: OpenReader) -> None:
         self.campaign, self.open_reader = campaign, open_reader
         self.serving = Serving(None, None, context_of(campaign, None))
+        self.retired: list[Reader] = []  # no longer used by new batches; to be closed by the event loop, later
         self.error: str | None = "no model was loaded yet"
         self._seen: tuple[int, int, int] | None = None
         self._failed_at: float | None = None
@@ -60,9 +62,12 @@ class Champion:
             changed = self._load(champion_tag())
         except (TactfulError, OSError) as error:
             self._failed_at, self.error = clock, str(error)
+            metrics.SWAPS.labels("failed").inc()
+            metrics.PENDING.set(1)
             logger.error("champion not loaded", extra={"error": str(error), "serving": self.tag})
             return False
         self._failed_at, self.error = None, None
+        metrics.PENDING.set(0)
         return changed
 
     @property
@@ -79,7 +84,9 @@ class Champion:
         reader = self.open_reader(bundle)
         old, self.serving = self.serving, Serving(bundle, reader, context_of(self.campaign, bundle))
         if old.reader is not None:
-            old.reader.close()
+            self.retired.append(old.reader)
+        metrics.SWAPS.labels("loaded").inc()
+        metrics.LOADED.set(1)
         logger.info("champion loaded", extra={"model": tag})
         return True
 

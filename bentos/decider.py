@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import uuid
 from collections.abc import Callable
 from datetime import datetime
@@ -14,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from bentos import metrics
 from bentos.champion import Champion, Serving
-from bentos.decision_log import DecisionLog, batch_line
 from bentos.engine import REASONS, Decisions, Rows, decide, decide_without_model
-from bentos.features import Ask, Coalescer, no_rows
+from bentos.features import Ask, Coalescer, Reader, no_rows
+from bentos.raw_log import DecisionLog, batch_line
 from bentos.schemas import DecideRequest
 from bentos.settings import Settings
 from campaign import Campaign, StoreError
@@ -46,6 +48,7 @@ class Decider:
     ) -> None:
         self.campaign, self.settings, self.champion, self.log, self.clock = campaign, settings, champion, log, clock
         self.store_error: str | None = None
+        self._reading = asyncio.Lock()
         self.batches: Coalescer[Ask, dict[str, Any]] = Coalescer(
             self._process, lambda ask: len(ask.user_ids), settings.batch_users, settings.queue_users
         )
@@ -79,9 +82,12 @@ class Decider:
             decisions = decide(user_ids, rows, serving.bundle, self.campaign.assignment)
         heads = [(ask.request_id, len(ask.user_ids), ask.hour, ask.surface) for ask in asks]
         line = batch_line(serving.context, at, heads, user_ids, decisions, rows)
+        started = time.perf_counter()
         self.log.append(serving.context, line, at.date().isoformat())
         if self.settings.log_fsync == "batch":
             await asyncio.get_running_loop().run_in_executor(None, self.log.sync)
+        metrics.LOG_WRITE.observe(time.perf_counter() - started)
+        metrics.observe(decisions, self.campaign.arm_names, at.timestamp(), rows.timestamp if rows else None)
         tag = serving.bundle.tag if serving.bundle else ""
         starts = np.cumsum([0, *(len(ask.user_ids) for ask in asks)]).tolist()
         return [
@@ -89,16 +95,24 @@ class Decider:
             for ask, start in zip(asks, starts[:-1], strict=True)
         ]
 
+    async def read(self, reader: Reader, asks: list[Ask], at: datetime) -> Rows:
+        """One read at a time, within the time limit (TimeoutError, StoreError, OSError: it failed)."""
+        async with self._reading, asyncio.timeout(self.settings.feature_seconds):
+            return await reader.read(asks, at)
+
     async def _read(self, serving: Serving, asks: list[Ask], at: datetime, n: int) -> Rows | None:
         """Features of a batch; rows with their reason when the store fails or is late; None without a model."""
         if serving.bundle is None or serving.reader is None:
             return None
+        started = time.perf_counter()
         try:
-            rows = await asyncio.wait_for(serving.reader.read(asks, at), self.settings.feature_seconds)
+            rows = await self.read(serving.reader, asks, at)
             self.store_error = None
+            metrics.READ.observe(time.perf_counter() - started)
             return rows
         except (StoreError, OSError) as error:  # a time-out is an OSError
             self.store_error = str(error) or f"no answer within {self.settings.feature_seconds} s"
+            metrics.FEATURE_ERRORS.inc()
             logger.warning("features not read", extra={"error": self.store_error, "users": n})
         return no_rows(n, len(serving.bundle.numeric), len(serving.bundle.strings), "feature_store_error")
 

@@ -1,225 +1,222 @@
-"""The raw decision log: appended before an answer leaves, one write per batch, one file per worker.
+"""Raw decision log to Parquet: every answered decision exactly once, whenever it is interrupted.
 
-A line is the CRC-32 of its JSON in hex, a space, the JSON. Two kinds of line:
-
-    context    what a run of decisions shares: model, hashes, salts, names of arms, outcomes and features
-    batch      n decisions as columns (float arrays as base64 of little-endian float64), naming its context
-
-A process that dies while writing leaves at most one torn line, the last; nothing in it was answered. A living writer
-holds a lock on its file, so that `bentos.compaction` knows which files are finished.
+Each raw file becomes one Parquet file per date of decision, named after it and replaced as a whole on every run:
+running again cannot double a row. A raw file is removed only when its writer is gone and its Parquet is on disk.
 """
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import fcntl
-import hashlib
 import json
-import os
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic_core import to_json
+import pyarrow as pa
+import pyarrow.parquet as pq
 
-from bentos.assignment import salts_of
-from bentos.engine import Bundle, Decisions, Rows
-from campaign import Campaign, DataError, TactfulError
+from bentos.assignment import LAYERS
+from bentos.engine import REASONS
+from bentos.raw_log import SUFFIX, read_lines, unpacked
+from campaign import DataError
+from feature_repo.atomic import replacing
+from feature_repo.contracts import DECISIONS
 
-SUFFIX = ".log"
-FORMAT = 1
-
-
-class LogError(TactfulError):
-    """The decision log cannot be written; nothing may be answered."""
+_TIME = pa.timestamp("us", tz="UTC")
+_TYPES = {
+    "timestamp": _TIME,
+    "float": pa.float64(),
+    "integer": pa.int32(),
+    "boolean": pa.bool_(),
+    "list<float>": pa.list_(pa.float64()),
+}
+SCHEMA = pa.schema([(name, _TYPES.get(column.kind, pa.string())) for name, column in DECISIONS.columns.items()])
+ROWS_PER_WRITE = 10_000
 
 
 @dataclass(frozen=True)
-class Context:
-    """A context line: its id and its encoded line, ready to write."""
-
-    id: str
-    line: bytes
-
-
-def context_of(campaign: Campaign, bundle: Bundle | None) -> Context:
-    """What decisions of this campaign and model share; without a model its fields are empty."""
-    values = {
-        "campaign_hash": campaign.hash,
-        "policy_hash": bundle.policy_hash if bundle else "",
-        "model_tag": bundle.tag if bundle else "",
-        "feature_service": bundle.feature_service if bundle else "",
-        "schema_hash": bundle.schema_hash if bundle else "",
-        "threshold": bundle.threshold if bundle else None,
-        "arms": campaign.arm_names,
-        "outcomes": campaign.outcome_names,
-        "salts": salts_of(campaign.assignment),
-        "segments": campaign.segments.columns,
-        "numeric": bundle.numeric if bundle else (),
-        "strings": bundle.strings if bundle else (),
-    }
-    key = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
-    return Context(key, _line({"kind": "context", "format": FORMAT, "id": key, **values}))
-
-
-def batch_line(
-    context: Context,
-    at: datetime,
-    asks: Sequence[tuple[str, int, int | None, str | None]],
-    user_ids: Sequence[str],
-    decisions: Decisions,
-    rows: Rows | None,
-) -> bytes:
-    """One encoded line of n decisions.
+class Compaction:
+    """What one run did.
 
     Args:
-        context: what they share.
-        at: when they were decided, UTC.
-        asks: (request id, number of users, hour, surface) of each request, in order.
-        user_ids: n ids.
-        decisions: n decisions.
-        rows: their features; None when none were read.
+        files: raw files read.
+        decisions: rows written, those of unfinished files (written again next time) included.
+        finished: raw files removed.
+        damaged: raw files with a damaged line, moved to `damaged/` beside the log; their other lines were kept.
     """
-    line: dict[str, Any] = {
-        "kind": "batch",
-        "context": context.id,
-        "at": at.isoformat(),
-        "asks": asks,
-        "users": user_ids,
-        "layer": decisions.layer.tolist(),
-        "arm": decisions.arm.tolist(),
-        "reason": decisions.reason.tolist(),
-        "uplift": packed(decisions.uplift),
-        "score": packed(decisions.score),
-        "propensities": packed(decisions.propensities),
+
+    files: int
+    decisions: int
+    finished: int
+    damaged: tuple[Path, ...]
+
+
+def compact(raw_dir: Path, decisions_dir: Path) -> Compaction:
+    """Write the raw decision log as `decisions_dir/date=YYYY-MM-DD/service-*.parquet`. Idempotent, safe to kill.
+
+    Files that a worker is still writing are compacted as far as they go, and again next time.
+
+    Raises: DataError: another compaction is running.
+    """
+    if not raw_dir.exists():
+        return Compaction(0, 0, 0, ())
+    count, finished, damaged = 0, 0, []
+    with _only_one(raw_dir):
+        files = sorted(raw_dir.glob(f"*{SUFFIX}"))
+        for path in files:
+            with path.open("rb") as handle:
+                # asked before reading: what is appended later by a living writer is read next time
+                done = _try_lock(handle.fileno())
+                rows, error = _compact_file(path, decisions_dir)
+                count += rows
+                if done and error:
+                    damaged.append(_set_aside(path))
+                elif done:
+                    path.unlink()
+                    finished += 1
+    return Compaction(len(files), count, finished, tuple(damaged))
+
+
+def read_decisions(path: Path) -> Iterator[dict[str, Any]]:
+    """Decisions of one raw file as rows of the decision log's columns, in the order they were made.
+
+    Raises: DataError: a damaged line, after the rows before it.
+    """
+    contexts: dict[str, dict[str, Any]] = {}
+    for line in read_lines(path):
+        if line["kind"] == "context":
+            contexts[line["id"]] = line
+        else:
+            yield from _rows(line, contexts[line["context"]])
+
+
+def _rows(line: dict[str, Any], context: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    n, arms = len(line["users"]), context["arms"]
+    uplift = unpacked(line["uplift"], n, len(arms) - 1, len(context["outcomes"]))
+    score, chance = unpacked(line["score"], n), unpacked(line["propensities"], n, len(arms))
+    common = {key: context[key] for key in ("campaign_hash", "policy_hash", "model_tag", "feature_service")}
+    common |= {
+        "schema_hash": context["schema_hash"],
+        "threshold": context["threshold"],
+        "salts": _text(context["salts"]),
+        "decided_at": datetime.fromisoformat(line["at"]),
     }
-    if rows is not None:
-        line["numeric"] = packed(rows.numeric)
-        line["strings"] = rows.strings.tolist()
-        line["timestamp"] = rows.timestamp.tolist()
-    return _line(line)
+    features = _features(line, context, n)
+    asks = [(ask, k) for ask in line["asks"] for k in range(ask[1])]
+    for i, ((request_id, _, hour, surface), k) in enumerate(asks):
+        user, arm, known = line["users"][i], line["arm"][i], np.isfinite(score[i])
+        values = features[i]
+        yield common | {
+            "decision_id": f"{request_id}-{k}",
+            "request_id": request_id,
+            "user_id": user,
+            "features": _text(values) if values else None,
+            "feature_timestamp": _time(line["timestamp"][i]) if values else None,
+            "uplift": _text(_by_arm(uplift[i], context)) if known else None,
+            "score": float(score[i]) if known else None,
+            "layer": LAYERS[line["layer"][i]],
+            "arm": arm,
+            "propensity": float(chance[i, arm]),
+            "propensities": chance[i].tolist(),
+            "reason": REASONS[line["reason"][i]],
+            "eligible": arm > 0,
+            "hour": hour,
+            "surface": surface,
+            "segments": _text({name: values.get(name) for name in context["segments"]}) if values else None,
+            "cluster_id": user,
+        }
 
 
-def packed(array: np.ndarray) -> str:
-    """Base64 of an array's little-endian float64 bytes, in C order."""
-    return base64.b64encode(np.asarray(array, dtype="<f8").tobytes()).decode()
+def _features(line: dict[str, Any], context: dict[str, Any], n: int) -> list[dict[str, Any]]:
+    """Feature values by name of each row; empty where nothing was read."""
+    if "numeric" not in line:
+        return [{}] * n
+    names = [*context["numeric"], *context["strings"]]
+    numeric = unpacked(line["numeric"], n, len(context["numeric"]))
+    known = [[None if v != v else v for v in row] for row in numeric.tolist()]
+    return [
+        dict(zip(names, [*values, *texts], strict=True)) if at else {}
+        for values, texts, at in zip(known, line["strings"], line["timestamp"], strict=True)
+    ]
 
 
-def unpacked(text: str, *shape: int) -> np.ndarray:
-    """The array of `packed`, in its shape."""
-    return np.frombuffer(base64.b64decode(text), dtype="<f8").reshape(shape)
+def _by_arm(uplift: np.ndarray, context: dict[str, Any]) -> dict[str, dict[str, float]]:
+    messages, outcomes = context["arms"][1:], context["outcomes"]
+    return {arm: dict(zip(outcomes, row, strict=True)) for arm, row in zip(messages, uplift.tolist(), strict=True)}
 
 
-def _line(value: dict[str, Any]) -> bytes:
-    body = to_json(value)
-    return b"%08x %b\n" % (zlib.crc32(body), body)
+def _text(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a log file; a torn last line ends it silently, for nothing in it was answered.
-
-    Raises: DataError: a line before the last is damaged (file and line number named), after the good ones before it.
-    """
-    with path.open("rb") as file:
-        size, position = os.fstat(file.fileno()).st_size, 0
-        for number, line in enumerate(file, start=1):
-            position += len(line)
-            body = line[9:-1]
-            if line.endswith(b"\n") and line[:8] == b"%08x" % zlib.crc32(body):
-                yield json.loads(body)
-            elif position < size:
-                raise DataError(
-                    f"{path}: line {number} is damaged (its checksum differs); restore the file from a copy"
-                )
+def _time(microseconds: int) -> datetime | None:
+    return datetime.fromtimestamp(microseconds / 1e6, UTC) if microseconds else None
 
 
-class DecisionLog:
-    """One worker's raw log: `append` returns once the system holds the line, or raises LogError.
-
-    After a failed write the file is cut back to its last whole line; the next append tries again.
-    """
-
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        self.folder, self.max_bytes = folder, max_bytes
-        self.error: str | None = None
-        self._handle: int | None = None
-        self._size = 0
-        self._day = ""
-        self._known: set[str] = set()
-
-    def append(self, context: Context, line: bytes, day: str) -> None:
-        """Write one line, its context before it where this file has not had it.
-
-        Args:
-            context: the context the line names.
-            line: from `batch_line`.
-            day: date of the decisions; a new day begins a new file.
-
-        Raises: LogError: the folder or the file cannot be written (disk full, permissions).
-        """
+def _compact_file(path: Path, decisions_dir: Path) -> tuple[int, DataError | None]:
+    """Write one raw file's decisions; returns their number, and the error of a damaged line."""
+    count, problem = 0, None
+    with ExitStack() as stack:
+        writers: dict[str, pq.ParquetWriter] = {}
         try:
-            handle = self._open(day)
-            data = line if context.id in self._known else context.line + line
-            self._write(handle, data)
-        except OSError as error:
-            self.error = f"{self.folder}: cannot write the decision log: {error.strerror}"
-            raise LogError(self.error) from None
-        self._known.add(context.id)
-        self.error = None
+            for rows in _chunks(read_decisions(path)):
+                for day in sorted({row["decided_at"].date().isoformat() for row in rows}):
+                    if day not in writers:
+                        target = decisions_dir / f"date={day}" / f"service-{path.stem}.parquet"
+                        aside = stack.enter_context(replacing(target))
+                        writers[day] = stack.enter_context(pq.ParquetWriter(aside, SCHEMA))
+                    mine = [row for row in rows if row["decided_at"].date().isoformat() == day]
+                    writers[day].write_table(pa.Table.from_pylist(mine, SCHEMA))
+                count += len(rows)
+        except DataError as error:
+            problem = error
+    return count, problem
 
-    def sync(self) -> None:
-        """Wait until the disk holds what was appended (LogError: it does not)."""
+
+def _chunks(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Lists of at most ROWS_PER_WRITE rows; what came before an error is handed over first."""
+    chunk: list[dict[str, Any]] = []
+    iterator = iter(rows)
+    while True:
         try:
-            if self._handle is not None:
-                os.fsync(self._handle)
-        except OSError as error:
-            self.error = f"{self.folder}: fsync of the decision log failed: {error.strerror}"
-            raise LogError(self.error) from None
-
-    def check(self, context: Context, day: str) -> bool:
-        """Whether a line can be written now; writes a context line to find out when the last write failed."""
-        if self.error is None and self._handle is not None:
-            return True
-        with contextlib.suppress(LogError):
-            self.append(context, b"", day)
-        return self.error is None
-
-    def close(self) -> None:
-        """Finish the file; compaction may then remove it."""
-        if self._handle is not None:
-            os.close(self._handle)
-            self._handle = None
-
-    def _open(self, day: str) -> int:
-        if self._handle is not None and (self._size >= self.max_bytes or day != self._day):
-            self.close()
-        while self._handle is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path = self.folder / f"{day}-{os.getpid()}-{os.urandom(4).hex()}{SUFFIX}"
-            handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o640)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            # compaction may have removed the empty file between its creation and the lock
-            if os.fstat(handle).st_nlink:
-                self._handle, self._size, self._day, self._known = handle, 0, day, set()
-            else:
-                os.close(handle)
-        return self._handle
-
-    def _write(self, handle: int, data: bytes) -> None:
-        written = 0
-        try:
-            while written < len(data):
-                written += os.write(handle, data[written:])
-        except OSError:
-            # a torn line must stay the last one; if it cannot be cut off, the file is left for good
-            try:
-                os.ftruncate(handle, self._size)
-            except OSError:
-                self.close()
+            row = next(iterator, None)
+        except DataError:
+            if chunk:
+                yield chunk
             raise
-        self._size += written
+        if row is None:
+            break
+        chunk.append(row)
+        if len(chunk) == ROWS_PER_WRITE:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _try_lock(handle: int) -> bool:
+    """Whether the file's writer is gone."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _set_aside(path: Path) -> Path:
+    target = path.parent / "damaged" / path.name
+    target.parent.mkdir(exist_ok=True)
+    path.rename(target)
+    return target
+
+
+@contextmanager
+def _only_one(raw_dir: Path) -> Iterator[None]:
+    with (raw_dir / ".compaction").open("w") as handle:
+        if not _try_lock(handle.fileno()):
+            raise DataError(f"{raw_dir}: another compaction is running; wait for it to end")
+        yield

@@ -7,19 +7,21 @@ endpoint (/docs.json), starts and stops the workers, and serves its health paths
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hmac
 import json
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from bentos.decision_log import LogError
+from bentos import metrics
 from bentos.features import Busy
+from bentos.raw_log import LogError
 from bentos.schemas import DecideRequest
 from bentos.worker import Worker
 
@@ -69,7 +71,12 @@ class Gate:
         path, headers = scope["path"], dict(scope["headers"])
         if path == "/decide":
             authorise(headers, self.worker.settings.decide_token)
-            await self._decide(scope, headers, receive, send)
+            try:
+                status = await self._decide(scope, headers, receive, send)
+            except Refused as refused:
+                metrics.REQUESTS.labels(refused.status).inc()
+                raise
+            metrics.REQUESTS.labels(status).inc()
         elif path == "/readyz":
             problems = await self.worker.problems()
             await answer(send, 503 if problems else 200, {"ready": not problems, "problems": problems})
@@ -77,14 +84,18 @@ class Gate:
             await self.app(scope, receive, send)
         elif path in OPS_PATHS or path.startswith("/ops/"):
             authorise(headers, self.worker.settings.ops_token)
-            if path in ("/", "/ops"):
+            if path == "/metrics":
+                content = await asyncio.to_thread(metrics.exposition)
+                await send_body(send, 200, content, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
+            elif path in ("/", "/ops"):
                 await answer(send, 307, {"see": "/ops/"}, [(b"location", b"/ops/")])
             else:
                 await self.app(scope, receive, send)
         else:
             raise Refused(404, "no such path")
 
-    async def _decide(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> None:
+    async def _decide(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> int:
+        """Decide and answer; returns the status."""
         if scope["method"] != "POST":
             raise Refused(405, "use POST")
         require_json(headers)
@@ -96,21 +107,24 @@ class Gate:
         except LogError as error:
             logger.error("decision not logged", extra={"error": str(error)})
             await answer(send, 503, self.worker.decider.refusal(request))
-            return
+            return 503
         except Exception:
             logger.exception("decision failed")
             await answer(send, 503, self.worker.decider.refusal(request))
-            return
+            return 503
         await answer(send, 200, found, [(b"x-request-id", found["request_id"].encode())])
+        return 200
 
 
-async def answer(
-    send: Send, status: int, body: dict[str, Any], headers: list[tuple[bytes, bytes]] | None = None
-) -> None:
+async def answer(send: Send, status: int, body: dict[str, Any], headers: Sequence[tuple[bytes, bytes]] = ()) -> None:
     """Send a JSON answer."""
-    content = to_json(body)
+    await send_body(send, status, to_json(body), [_JSON, *headers])
+
+
+async def send_body(send: Send, status: int, content: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    """Send a whole response."""
     length = (b"content-length", b"%d" % len(content))
-    await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *(headers or ())]})
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})
     await send({"type": "http.response.body", "body": content})
 
 

@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread per worker: two on a
 import bentoml
 from bentoml._internal.utils.analytics import usage_stats
 
+from bentos.ops import ops_app
 from bentos.schemas import DecideRequest, DecideResponse
 from bentos.security import Gate
 from bentos.settings import Settings
@@ -26,6 +27,7 @@ usage_stats.do_not_track.cache_clear()
 worker = Worker()
 
 
+@bentoml.asgi_app(ops_app(worker), path="/ops")
 @bentoml.service(
     workers=Settings.from_environ().workers,
     http={"host": "127.0.0.1", "port": 3000},

@@ -8,12 +8,14 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
+from bentos import logs
 from bentos.champion import Champion
 from bentos.decider import Decider
-from bentos.decision_log import DecisionLog
 from bentos.engine import Bundle
-from bentos.features import Ask, FeastReader, Reader
+from bentos.features import Ask, Reader
+from bentos.raw_log import DecisionLog
 from bentos.settings import Settings, now
+from bentos.stores import open_reader
 from campaign import ModelError, StoreError, load_campaign
 from feature_repo.retrieval import feature_schema, open_store
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("tactful.worker")
 
 FOLLOW_SECONDS = 0.5  # how soon a promotion is seen
+RETIRE_SECONDS = 10.0  # batches that still use a replaced model's reader have ended by then
 PROBE_SECONDS = 1.0  # how long an answer about readiness holds
 
 
@@ -40,6 +43,7 @@ class Worker:
 
     async def start(self) -> None:
         """Open the log, load the champion if there is one, and go on looking for a better one."""
+        logs.configure()
         self.settings = Settings.from_environ()
         campaign = load_campaign()
         log = DecisionLog(self.settings.log_dir, int(self.settings.log_file_mb * 2**20))
@@ -90,14 +94,14 @@ class Worker:
                 f"{bundle.tag}: trained on service {bundle.feature_service!r} with schema {bundle.schema_hash}, "
                 f"the feature store has {schema.hash} (missing: {missing}); apply the service again, or retrain"
             )
-        return FeastReader(self._store, schema, bundle.numeric, bundle.strings)
+        return open_reader(self._store, schema, bundle.numeric, bundle.strings)
 
     async def _answers(self) -> bool:
         """Whether the store answers about a user who does not exist; asked at most once a second."""
         reader, clock = self.decider.champion.serving.reader, time.monotonic()
         if reader is not None and clock - self._probed_at >= PROBE_SECONDS:
             try:
-                await asyncio.wait_for(reader.read([Ask("", ["ready?"])], now()), self.settings.feature_seconds)
+                await self.decider.read(reader, [Ask("", ["ready?"])], now())
                 self._store_answers = True
             except (StoreError, OSError):
                 self._store_answers = False
@@ -105,10 +109,13 @@ class Worker:
         return self._store_answers
 
     async def _follow(self) -> None:
+        champion, loop = self.decider.champion, asyncio.get_running_loop()
         while True:
             await asyncio.sleep(FOLLOW_SECONDS)
             try:
-                await asyncio.to_thread(self.decider.champion.follow, time.monotonic())
+                await asyncio.to_thread(champion.follow, time.monotonic())
             except Exception:
                 # whatever is wrong with a new model, the old one serves on and the next look may find a good one
                 logger.exception("following the champion failed")
+            while champion.retired:
+                loop.call_later(RETIRE_SECONDS, champion.retired.pop().close)

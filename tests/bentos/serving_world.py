@@ -12,7 +12,7 @@ from pathlib import Path
 
 END = date(2026, 6, 1)
 NOW = datetime.combine(END, time(12), UTC)
-DAYS = 40
+DAYS = 31
 
 
 def world_env(folder: Path, **more: str) -> dict[str, str]:
@@ -37,13 +37,18 @@ def build(folder: Path, users: int) -> None:
     campaign = load_campaign()
     simulate(data_dir(), users, DAYS, 3, end=END, messages=campaign.arm_names[1:])
     build_snapshots(data_dir() / "logs", data_dir() / "features", END)
-    profile = os.environ.get("TACTFUL_STORE", "local")
-    name = "feature_store.yaml" if profile == "local" else f"feature_store.{profile}.yaml"
     (folder / "repo" / "data").mkdir(parents=True, exist_ok=True)
-    if not (folder / "repo" / name).exists():
-        shutil.copy(Path(__file__).parents[2] / "feature_repo" / name, folder / "repo" / name)
-    apply_and_materialize(folder / "repo", name)
+    shutil.copy(Path(__file__).parents[2] / "feature_repo" / "feature_store.yaml", folder / "repo")
+    apply_and_materialize(folder / "repo", "feature_store.yaml")
     pack_models(folder)
+
+
+def add_redis(folder: Path, port: str) -> None:
+    """The same features in a Redis that listens on `port`; the profile is `TACTFUL_STORE=redis`."""
+    name = "feature_store.redis.yaml"
+    text = (Path(__file__).parents[2] / "feature_repo" / name).read_text()
+    (folder / "repo" / name).write_text(text.replace("127.0.0.1:6379", f"127.0.0.1:{port}"))
+    apply_and_materialize(folder / "repo", name)
 
 
 def apply_and_materialize(repo: Path, name: str) -> None:
@@ -109,7 +114,29 @@ def pack_models(folder: Path) -> None:
         tags.append(registry.pack(target))
     registry.promote(tags[0], "test", at=NOW.isoformat())
     (folder / "models.json").write_text(json.dumps(tags))
+    write_expected(folder, store, schema, users.head(200), tags)
+
+
+def write_expected(folder: Path, store, schema, users, tags) -> None:
+    """What each network says about users on their offline features at NOW, hour 20, surface home: expected.npz."""
+    import numpy as np
+    import pandas as pd
+
+    from feature_repo.retrieval import historical_features
+    from models import registry
+    from models.forward import NumpyModel
+    from models.spec import columns_of
+
+    entity = pd.DataFrame({"user_id": users, "event_timestamp": pd.Timestamp(NOW), "hour": 20, "surface": "home"})
+    columns = columns_of(historical_features(store, entity.reset_index(drop=True)), schema.types)
+    mu_hat = [NumpyModel.load(registry.model_path(tag)).predict(columns) for tag in tags]
+    arrays = {"users": users.to_numpy(dtype=str), "mu_hat": np.stack(mu_hat)}
+    arrays |= {name: column.astype(float) for name, column in columns.items() if schema.types[name] == "numeric"}
+    np.savez(folder / "expected.npz", **arrays)
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 600)
+    if sys.argv[2:3] == ["redis"]:
+        add_redis(Path(sys.argv[1]), sys.argv[3])
+    else:
+        build(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 600)

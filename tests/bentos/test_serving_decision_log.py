@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from linear_model import make_rows
 
-from bentos.compaction import compact, read_decisions
-from bentos.decision_log import DecisionLog, LogError, batch_line, context_of, read_lines
+from bentos.decision_log import compact, read_decisions
 from bentos.engine import CODE, OK, decide, decide_without_model
+from bentos.raw_log import DecisionLog, LogError, batch_line, context_of, read_lines
 from campaign import DataError
 from feature_repo.contracts import DECISIONS, check_file
 
@@ -56,7 +56,7 @@ def test_compact_keeps_every_value(tmp_path, write, campaign):
     assert frame["arm"].tolist() == decisions.arm.tolist()
     assert frame["score"].tolist()[:2] == decisions.score.tolist()[:2]
     assert json.loads(frame["features"][0]) == {"x": 1.0, "plan": "free"}
-    assert json.loads(frame["segments"][0]) == {"plan": "free", "device": None}
+    assert json.loads(frame["segments"][0]) == {c: "free" if c == "plan" else None for c in campaign.segments.columns}
     assert json.loads(frame["uplift"][0]) == {
         "premium_offer": {"subscription": 1.0, "retention": 2.0, "listening": 3.0}
     }
@@ -163,7 +163,7 @@ def test_compact_sets_a_damaged_file_aside_and_keeps_its_good_lines(tmp_path, wr
 
 
 def test_compact_refuses_to_run_twice_at_once(tmp_path):
-    from bentos.compaction import _only_one
+    from bentos.decision_log import _only_one
 
     (tmp_path / "raw").mkdir()
     with _only_one(tmp_path / "raw"), pytest.raises(DataError, match="another compaction"):

@@ -1,0 +1,157 @@
+"""Every user -> eligibility table: the newest snapshot through the same engine and policy as the service.
+
+The table says who would be eligible, for planning and for look-ups; it is not a decision. Whoever acts on a user asks
+the service, which logs the decision.
+
+    eligibility/date=YYYY-MM-DD/part-00000.parquet ...   one part per batch of users, in the order of the snapshot
+    eligibility/date=YYYY-MM-DD/run.json                 what the parts were computed from; "done" once all are there
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bentos.assignment import LAYERS
+from bentos.engine import CODE, OK, REASONS, Bundle, Decisions, Rows, decide, load_bundle
+from campaign import Campaign, ModelError, StoreError
+from feature_repo.atomic import replacing, write_json
+from feature_repo.retrieval import FeatureSchema, feature_schema, latest_features, open_store
+from feature_repo.store import snapshot_file
+from models.registry import champion_tag, model_path
+
+BATCH_ROWS = 32_768
+
+
+def score_all(
+    data: Path,
+    campaign: Campaign,
+    *,
+    now: datetime,
+    batch_rows: int = BATCH_ROWS,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Score every user of the newest snapshot with the champion. Resumes where a killed run stopped.
+
+    Args:
+        data: data folder; reads features/, writes eligibility/.
+        campaign: arms, shares and salts.
+        now: features older than their ttl by then are stale.
+        batch_rows: users in memory at once.
+        progress: called with (users done, users in all).
+
+    Returns: the folder of the table.
+    Raises: StoreError: there is no snapshot. ModelError: there is no champion, or it does not fit the features.
+    """
+    tag = champion_tag()
+    if tag is None:
+        raise ModelError("no champion; run `tactful train`, then `tactful promote`")
+    bundle, store = load_bundle(tag, model_path(tag), campaign), open_store()
+    schema = feature_schema(store, bundle.feature_service)
+    if schema.hash != bundle.schema_hash:
+        raise ModelError(f"{tag}: trained on schema {bundle.schema_hash}, the feature store has {schema.hash}; retrain")
+    day = _newest_day(data / "features")
+    folder = data / "eligibility" / f"date={day}"
+    with pq.ParquetFile(snapshot_file(store, day)) as snapshot:
+        users = snapshot.metadata.num_rows
+    run = {"day": str(day), "users": users, "batch_rows": batch_rows, "model": tag, "campaign": campaign.hash}
+    run["stale"] = bool(schema.ttl_days) and now - _midnight(day) > timedelta(days=min(schema.ttl_days.values()))
+    if not _begin(folder, run):
+        return folder
+    done = 0
+    for number, batch in enumerate(latest_features(store, day, bundle.feature_service, batch_rows)):
+        part = folder / f"part-{number:05d}.parquet"
+        if not part.exists():
+            table = score_batch(batch, bundle, schema, campaign, stale=bool(run["stale"]))
+            with replacing(part) as aside:
+                pq.write_table(table, aside)
+        done += batch.num_rows
+        if progress:
+            progress(done, users)
+    write_json(folder / "run.json", {**run, "done": True})
+    return folder
+
+
+def score_batch(
+    batch: pa.RecordBatch, bundle: Bundle, schema: FeatureSchema, campaign: Campaign, *, stale: bool
+) -> pa.Table:
+    """One batch of features -> one row per user of the eligibility table."""
+    user_ids: list[str] = batch["user_id"].to_pylist()
+    rows = rows_of(batch, bundle, stale=stale)
+    return _table(user_ids, batch["event_timestamp"], decide(user_ids, rows, bundle, campaign.assignment), bundle)
+
+
+def rows_of(batch: pa.RecordBatch, bundle: Bundle, *, stale: bool) -> Rows:
+    """Features of a batch in the model's order."""
+    n = batch.num_rows
+    numeric = np.empty((n, len(bundle.numeric)), order="F")
+    for j, name in enumerate(bundle.numeric):
+        numeric[:, j] = batch[name].to_numpy(zero_copy_only=False)
+    strings = np.empty((n, len(bundle.strings)), dtype=object, order="F")
+    for j, name in enumerate(bundle.strings):
+        strings[:, j] = _decoded(batch[name])
+    at = batch["event_timestamp"].cast(pa.int64()).to_numpy(zero_copy_only=False)
+    return Rows(numeric, strings, np.full(n, CODE["stale_features"] if stale else OK), at)
+
+
+def _decoded(column: pa.Array) -> np.ndarray:
+    """Strings as objects with None; each distinct value becomes one Python object."""
+    coded = column.dictionary_encode()
+    values = np.array([*coded.dictionary.to_pylist(), None], dtype=object)
+    return np.asarray(values[coded.indices.fill_null(len(values) - 1).to_numpy()])
+
+
+def _table(user_ids: list[str], at: pa.Array, decisions: Decisions, bundle: Bundle) -> pa.Table:
+    spec = bundle.model.spec
+    known = np.isfinite(decisions.score)
+    columns: dict[str, Any] = {
+        "user_id": pa.array(user_ids, pa.string()),
+        "event_timestamp": at,
+        "eligible": pa.array(decisions.arm > 0),
+        "arm": _named(spec.arms, decisions.arm),
+        "reason": _named(REASONS, decisions.reason),
+        "layer": _named(LAYERS, decisions.layer),
+        "score": pa.array(decisions.score, mask=~known),
+        "propensity": pa.array(decisions.propensities[np.arange(len(known)), decisions.arm]),
+    }
+    for a, arm in enumerate(spec.arms[1:]):
+        for o, outcome in enumerate(spec.outcomes):
+            columns[f"uplift_{arm}_{outcome.name}"] = pa.array(decisions.uplift[:, a, o], mask=~known)
+    columns["model_tag"] = pa.array([bundle.tag] * len(known))
+    return pa.table(columns)
+
+
+def _named(names: tuple[str, ...], codes: np.ndarray) -> pa.Array:
+    return pa.DictionaryArray.from_arrays(pa.array(codes, pa.int32()), pa.array(names)).cast(pa.string())
+
+
+def _begin(folder: Path, run: dict[str, Any]) -> bool:
+    """Make the folder ready for this run; False when it was done before. Parts of another run are removed."""
+    manifest = folder / "run.json"
+    before = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
+    if before == {**run, "done": True}:
+        return False
+    if before != run:
+        if folder.exists():
+            shutil.rmtree(folder)
+        write_json(manifest, run)
+    return True
+
+
+def _newest_day(features: Path) -> date:
+    days = [path.parent.name.removeprefix("date=") for path in features.glob("date=*/snapshot.parquet")]
+    if not days:
+        raise StoreError(f"{features}: no snapshots; run `tactful features`")
+    return date.fromisoformat(max(days))
+
+
+def _midnight(day: date) -> datetime:
+    return datetime(day.year, day.month, day.day, tzinfo=UTC)

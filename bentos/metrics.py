@@ -1,0 +1,76 @@
+"""What Prometheus sees. Every label has a fixed set of values, so that no caller can make it grow."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter as Tally
+from collections.abc import Sequence
+
+import numpy as np
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from bentos.engine import REASONS, Decisions
+
+SCORES_PER_BATCH = 8  # a sample: observing one value costs as much as deciding about one user
+
+DECISIONS = Counter("tactful_decisions", "Users decided about.", ["reason", "arm"])
+REQUESTS = Counter("tactful_requests", "Requests to /decide by status code.", ["status"])
+FEATURE_ERRORS = Counter("tactful_feature_read_errors", "Reads of features that failed or came too late.")
+SWAPS = Counter("tactful_model_loads", "Loads of a champion.", ["outcome"])
+SCORE = Histogram(
+    "tactful_score",
+    "Score of the best message, EUR per user and window; a sample.",
+    buckets=[-2.0, -1.0, -0.5, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0],
+)
+BATCH = Histogram(
+    "tactful_batch_users", "Users in a coalesced batch.", buckets=[1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024]
+)
+READ = Histogram(
+    "tactful_feature_read_seconds",
+    "Time to read the features of a batch.",
+    buckets=[0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0],
+)
+LOG_WRITE = Histogram(
+    "tactful_log_write_seconds",
+    "Time to write the decisions of a batch to the log; answers wait for it.",
+    buckets=[0.00005, 0.0001, 0.0002, 0.0005, 0.001, 0.005, 0.02, 0.1, 1.0],
+)
+FEATURE_AGE = Gauge(
+    "tactful_feature_age_seconds", "Age of the oldest feature in the last batch.", multiprocess_mode="mostrecent"
+)
+LOADED = Gauge("tactful_model_loaded", "1 while this worker has a model.", multiprocess_mode="livemin")
+PENDING = Gauge("tactful_model_pending", "1 while the champion could not be loaded.", multiprocess_mode="livemax")
+
+_children: dict[tuple[int, str], Counter] = {}
+
+
+def observe(decisions: Decisions, arms: Sequence[str], at: float, timestamp: np.ndarray | None) -> None:
+    """Count the decisions of a batch.
+
+    Args:
+        decisions: n decisions.
+        arms: names of the arms.
+        at: when they were decided, seconds since 1970.
+        timestamp: event time of each user's oldest feature, microseconds, 0 = none; None when none were read.
+    """
+    BATCH.observe(len(decisions.arm))
+    for (reason, arm), count in Tally(zip(decisions.reason.tolist(), decisions.arm.tolist(), strict=True)).items():
+        key = (reason, arms[arm])
+        if key not in _children:
+            _children[key] = DECISIONS.labels(REASONS[reason], arms[arm])
+        _children[key].inc(count)
+    for score in decisions.score[:SCORES_PER_BATCH].tolist():
+        if score == score:
+            SCORE.observe(score)
+    if timestamp is not None and timestamp.any():
+        FEATURE_AGE.set(at - timestamp[timestamp > 0].min() / 1e6)
+
+
+def exposition() -> bytes:
+    """All workers' metrics in Prometheus' text format."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return bytes(generate_latest())
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return bytes(generate_latest(registry))

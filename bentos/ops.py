@@ -1,0 +1,144 @@
+"""The operator page at /ops/: what serves, what was decided, how it was judged, and one user's latest decision.
+
+Plain HTML from the server, no script, nothing from elsewhere. A user is looked up by POST, so that ids do not end up in
+addresses and their logs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pyarrow.dataset as ds
+from jinja2 import Environment, FileSystemLoader
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from bentos.decision_log import read_decisions
+from bentos.raw_log import SUFFIX
+from bentos.settings import now
+from bentos.worker import Worker
+from campaign import DataError, ModelError, data_dir
+from models.registry import model_path, read_pointer
+
+TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).resolve().parent / "templates"), autoescape=True)
+HEADERS = {
+    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
+    "frame-ancestors 'none'",
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+MAX_FORM = 2048
+
+
+def ops_app(worker: Worker) -> Starlette:
+    """The page as an app of its own, mounted at /ops by the service."""
+
+    async def page(request: Request) -> Response:
+        return await _render(worker, None)
+
+    async def look_up(request: Request) -> Response:
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_FORM:
+                return HTMLResponse("the form is too long", status_code=413, headers=HEADERS)
+        try:
+            form = parse_qs(body.decode(), max_num_fields=4)
+        except ValueError:
+            return HTMLResponse("not a form", status_code=400, headers=HEADERS)
+        return await _render(worker, form.get("user_id", [""])[0][:128])
+
+    return Starlette(routes=[Route("/", page, methods=["GET"]), Route("/", look_up, methods=["POST"])])
+
+
+async def _render(worker: Worker, user_id: str | None) -> Response:
+    problems = await worker.problems()
+    facts = await asyncio.to_thread(page_facts, worker, user_id)
+    html = TEMPLATES.get_template("ops.html").render(problems=problems, **facts)
+    return HTMLResponse(html, headers=HEADERS)
+
+
+def page_facts(worker: Worker, user_id: str | None) -> dict[str, Any]:
+    """Everything the page shows; what cannot be read shows its error in place of its value."""
+    champion = worker.decider.champion
+    return {
+        "now": f"{now():%Y-%m-%d %H:%M} UTC",
+        "campaign": worker.decider.campaign.name,
+        "serving": champion.tag,
+        "load_error": champion.error,
+        "pointer": _or_error(read_pointer),
+        "model": _or_error(lambda: _model_facts(champion.tag)) if champion.tag else {},
+        "week": _or_error(_last_week),
+        "today": _decided_today(worker.settings.log_dir),
+        "user_id": user_id,
+        "found": latest_decision(user_id) if user_id else None,
+    }
+
+
+def _or_error(read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except (OSError, ValueError, KeyError, ModelError) as error:
+        return {"error": str(error)}
+
+
+def _model_facts(tag: str) -> dict[str, Any]:
+    """Policy values with 95% intervals, and what the model was trained on, from its model.json."""
+    raw = json.loads((model_path(tag) / "model.json").read_text(encoding="utf-8"))
+    values = [
+        {"policy": name, "value": m["value"], "low": m["value"] - 1.96 * m["se"], "high": m["value"] + 1.96 * m["se"]}
+        for name, m in sorted(raw.get("metrics", {}).items(), key=lambda item: -item[1]["value"])
+    ]
+    window = raw.get("data_window", {})
+    trained_to = window.get("to", "")
+    age = (now() - datetime.fromisoformat(trained_to).replace(tzinfo=UTC)).days if trained_to else None
+    return {"values": values, "window": window, "age_days": age, "threshold": raw["policy"]["threshold"]}
+
+
+def _last_week() -> dict[str, Any]:
+    files = sorted((data_dir() / "monitoring").glob("*-W*/decision.json"))
+    return dict(json.loads(files[-1].read_text(encoding="utf-8"))) if files else {}
+
+
+def _decided_today(log_dir: Path) -> list[tuple[str, int]]:
+    """Decisions per reason in the raw log files of today."""
+    counts: Counter[str] = Counter()
+    for path in log_dir.glob(f"{now().date().isoformat()}-*{SUFFIX}"):
+        counts.update(row["reason"] for row in _rows(path))
+    return counts.most_common()
+
+
+def latest_decision(user_id: str) -> dict[str, Any] | None:
+    """The newest logged decision about a user, compacted or not; None when there is none."""
+    rows = [row for path in (data_dir() / "decision_log").glob(f"*{SUFFIX}") for row in _rows(path, user_id)]
+    files = sorted((data_dir() / "decisions").glob("date=*/*.parquet"))
+    if files:
+        data = ds.dataset([str(file) for file in files], format="parquet")
+        rows += data.to_table(filter=ds.field("user_id") == user_id).to_pylist()
+    if not rows:
+        return None
+    row = max(rows, key=lambda row: row["decided_at"])
+    parsed = {name: json.loads(row[name]) if row[name] else {} for name in ("features", "uplift", "salts")}
+    return {**row, **parsed}
+
+
+def _rows(path: Path, user_id: str | None = None) -> list[dict[str, Any]]:
+    """Rows of a raw file (of one user); what can be read of a damaged one; none of one that compaction removed."""
+    found: list[dict[str, Any]] = []
+    try:
+        for row in read_decisions(path):
+            if user_id is None or row["user_id"] == user_id:
+                found.append(row)
+    except (DataError, FileNotFoundError):
+        return found
+    return found

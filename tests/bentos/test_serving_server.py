@@ -1,0 +1,266 @@
+"""The real server, `bentoml serve` in a process of its own, on a SQLite online store that Feast filled."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+
+import httpx
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from serving_world import world_env
+
+from bentos import serve
+from bentos.decision_log import compact, read_decisions
+from bentos.schemas import DecideResponse
+from campaign import load_campaign
+from feature_repo.contracts import DECISIONS, check_file
+
+CONTEXT = {"hour": 20, "surface": "home"}
+
+
+@pytest.fixture(scope="module")
+def server(world):
+    """Address of a running server of the world."""
+    with serve.serving(world / "server.log", world_env(world)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def expected(world):
+    return dict(np.load(world / "expected.npz"))
+
+
+def ask(url, users, **context):
+    return httpx.post(f"{url}/decide", json={"user_ids": list(users), "context": context or CONTEXT}, timeout=20)
+
+
+def requested(world, answer):
+    """The logged decisions of one answer."""
+    files = sorted((world / "data" / "decision_log").glob("*.log"))
+    rows = [row for file in files for row in read_decisions(file) if row["request_id"] == answer["request_id"]]
+    return pd.DataFrame(rows)
+
+
+def wait_for(condition, seconds=15.0):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s")
+
+
+def uplifts(answer):
+    rows = [[list(u.values()) for u in d["uplift"].values()] for d in answer["decisions"]]
+    return np.array(rows)
+
+
+def test_server_uplift_is_the_networks_on_offline_features(server, expected):
+    answer = ask(server, expected["users"]).json()
+    mu_hat = expected["mu_hat"][0]
+    # float32 sums in another order: about 1e-7
+    np.testing.assert_allclose(uplifts(answer), mu_hat[:, 1:] - mu_hat[:, :1], rtol=0, atol=1e-5)
+
+
+def test_server_answers_by_its_schema_in_order(server, expected):
+    users = [*expected["users"][:50], "nobody", *expected["users"][:3]]
+    response = ask(server, users)
+    answer = DecideResponse.model_validate_json(response.content)
+    assert [d.user_id for d in answer.decisions] == users
+    assert answer.decisions[50].reason == "unknown_user"
+    assert not answer.decisions[50].eligible
+    assert response.headers["x-request-id"] == answer.request_id
+    assert [d.arm for d in answer.decisions[51:]] == [d.arm for d in answer.decisions[:3]]
+
+
+def test_server_follows_the_policy(server, expected):
+    campaign = load_campaign()
+    decisions = ask(server, expected["users"]).json()["decisions"]
+    reasons = {d["reason"] for d in decisions}
+    assert {"holdout", "exploration", "eligible", "below_threshold"} <= reasons
+    for d in decisions:
+        score = sum(
+            w * d["uplift"]["premium_offer"][o.name] for o, w in zip(campaign.outcome, campaign.weights, strict=True)
+        )
+        assert d["score"] == pytest.approx(score - campaign.costs[1], abs=1e-9)
+        if d["reason"] in ("eligible", "below_threshold"):
+            assert d["eligible"] == (d["score"] > 0) == (d["reason"] == "eligible")
+        if d["reason"] == "holdout":
+            assert d["arm"] == "none"
+            assert not d["eligible"]
+
+
+def test_server_logs_before_it_answers(server, world, expected):
+    answer = ask(server, [*expected["users"][:5], "nobody"], hour=7).json()
+    rows = requested(world, answer)
+    assert rows["user_id"].tolist() == [d["user_id"] for d in answer["decisions"]]
+    assert rows["reason"].tolist() == [d["reason"] for d in answer["decisions"]]
+    assert rows["hour"].tolist() == [7] * 6
+    assert json.loads(rows["uplift"].iloc[0]) == answer["decisions"][0]["uplift"]
+    assert rows["model_tag"].unique().tolist() == [answer["model"]]
+    (features,) = {tuple(json.loads(f)) for f in rows["features"].dropna()}
+    assert "minutes_28d" in features
+
+
+def test_server_features_are_the_offline_ones(server, world, expected):
+    answer = ask(server, expected["users"]).json()
+    rows = requested(world, answer)
+    frame = pd.DataFrame([json.loads(text) for text in rows["features"]])
+    numeric = [name for name in expected if name not in ("users", "mu_hat")]
+    assert len(numeric) > 25
+    np.testing.assert_allclose(frame[numeric].astype(float), np.stack([expected[n] for n in numeric], 1), rtol=1e-12)
+
+
+BAD_BODIES = {
+    "not json": (b"{", 400),
+    "empty": (b"", 400),
+    "no ids": (b'{"user_ids": []}', 400),
+    "missing ids": (b"{}", 400),
+    "number as id": (b'{"user_ids": [1]}', 400),
+    "empty id": (b'{"user_ids": [""]}', 400),
+    "long id": (json.dumps({"user_ids": ["x" * 129]}).encode(), 400),
+    "too many ids": (json.dumps({"user_ids": ["x"] * 1001}).encode(), 400),
+    "extra field": (b'{"user_ids": ["a"], "treshold": 0}', 400),
+    "hour 24": (b'{"user_ids": ["a"], "context": {"hour": 24}}', 400),
+    "hour as text": (b'{"user_ids": ["a"], "context": {"hour": "7"}}', 400),
+    "NaN": (b'{"user_ids": ["a"], "context": {"hour": NaN}}', 400),
+    "huge number": (b'{"user_ids": ["a"], "context": {"hour": 1e999}}', 400),
+    "not utf-8": (b'{"user_ids": ["\xff"]}', 400),
+    "half a surrogate": (b'{"user_ids": ["\\ud800"]}', 400),
+    "deep": (b"[" * 100_000, 400),
+    "too large": (b" " * (1 << 20) + b" ", 413),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_server_refuses_a_bad_body(server, name):
+    body, status = BAD_BODIES[name]
+    response = httpx.post(f"{server}/decide", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == status
+    assert response.json()["error"]
+    assert "Traceback" not in response.text
+    assert len(response.content) < 10_000
+
+
+def test_server_refuses_a_chunked_body_that_is_too_large(server):
+    headers = {"content-type": "application/json"}
+    response = httpx.post(f"{server}/decide", content=(b" " * 65536 for _ in range(20)), headers=headers)
+    assert response.status_code == 413
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/x-www-form-urlencoded", "application/vnd.bentoml+pickle", ""]
+)
+def test_server_refuses_what_is_not_json(server, kind):
+    response = httpx.post(f"{server}/decide", content=b'{"user_ids": ["a"]}', headers={"content-type": kind})
+    assert response.status_code == 415
+
+
+@pytest.mark.parametrize("path", ["/", "/metrics", "/docs.json", "/ops/", "/livez", "/readyz", "/healthz"])
+def test_server_known_pages_answer(server, path):
+    response = httpx.get(server + path, follow_redirects=True)
+    assert response.status_code == 200
+    assert "googletagmanager" not in response.text
+
+
+@pytest.mark.parametrize(
+    "path", ["/decide/", "/x", "/static_content/main.js", "/ops/../etc", "/schema.json/x", "//decide"]
+)
+def test_server_unknown_paths_do_not_exist(server, path):
+    assert httpx.get(server + path).status_code in (404, 405)
+
+
+def test_server_describes_decide(server):
+    spec = httpx.get(f"{server}/docs.json").json()
+    assert "post" in spec["paths"]["/decide"]
+
+
+def test_server_swaps_and_keeps_the_old_model_when_the_new_is_bad(server, world, expected):
+    first, second = json.loads((world / "models.json").read_text())
+    pointer = world / "data" / "registry" / "champion.json"
+
+    def point_at(tag):
+        value = {**json.loads(pointer.read_text()), "champion": tag}
+        aside = pointer.with_suffix(".tmp")
+        aside.write_text(json.dumps(value))
+        os.replace(aside, pointer)
+
+    def model():
+        return ask(server, expected["users"][:1]).json()["model"]
+
+    assert model() == first
+    point_at(second)
+    wait_for(lambda: model() == second)
+    answer, mu_hat = ask(server, expected["users"]).json(), expected["mu_hat"][1]
+    np.testing.assert_allclose(uplifts(answer), mu_hat[:, 1:] - mu_hat[:, :1], rtol=0, atol=1e-5)
+
+    stored = world / "bentoml" / "models" / "tactful"
+    broken = stored / "broken"
+    shutil.copytree(stored / first.split(":")[1], broken)
+    (broken / "weights.safetensors").write_bytes((broken / "weights.safetensors").read_bytes()[:-4])
+    point_at("tactful:broken")
+    wait_for(lambda: "was not loaded" in httpx.get(f"{server}/ops/").text)
+    assert model() == second
+    assert httpx.get(f"{server}/readyz").status_code == 200
+    point_at(first)
+    wait_for(lambda: model() == first)
+    assert "was not loaded" not in httpx.get(f"{server}/ops/").text
+
+
+def test_server_ops_page_looks_a_user_up(server, expected):
+    user = str(expected["users"][3])
+    ask(server, [user])
+    page = httpx.post(f"{server}/ops/", data={"user_id": user}).text
+    assert "uplift" in page
+    assert "minutes_28d" in page
+    assert "No decision" in httpx.post(f"{server}/ops/", data={"user_id": "<b>nobody</b>"}).text
+    assert "<b>nobody" not in httpx.post(f"{server}/ops/", data={"user_id": "<b>nobody</b>"}).text
+
+
+def test_server_killed_under_load_has_logged_every_answer(world, expected):
+    """kill -9 of the worker while clients ask: what was answered is in the log, the rest got a connection error."""
+    environ = world_env(world)
+    process, url = serve.start(world / "kill.log", environ)
+    answered, errors, stop = [], [], threading.Event()
+
+    def client(i):
+        with httpx.Client(timeout=20) as session:
+            while not stop.is_set():
+                try:
+                    users = [str(u) for u in expected["users"][i : i + 20]]
+                    body = session.post(f"{url}/decide", json={"user_ids": users}).json()
+                    answered.extend((body["request_id"], d["user_id"]) for d in body["decisions"])
+                except httpx.TransportError as error:
+                    errors.append(error)
+                    time.sleep(0.05)
+
+    try:
+        serve.wait_until(process, f"{url}/readyz", world / "kill.log")
+        threads = [threading.Thread(target=client, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        time.sleep(1.5)
+        for worker in psutil.Process(process.pid).children():
+            worker.send_signal(signal.SIGKILL)
+        time.sleep(0.5)
+        stop.set()
+        for thread in threads:
+            thread.join()
+    finally:
+        serve.stop(process)
+    assert errors, "the clients noticed"
+    assert len(answered) > 100
+    done = compact(world / "data" / "decision_log", world / "decisions-kill")
+    assert done.damaged == ()
+    files = list((world / "decisions-kill").glob("date=*/*.parquet"))
+    for file in files:
+        check_file(file, DECISIONS)
+    frame = pd.concat([pd.read_parquet(file) for file in files])
+    assert frame["decision_id"].is_unique
+    assert set(answered) <= set(zip(frame["request_id"], frame["user_id"], strict=True))
