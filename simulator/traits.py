@@ -112,7 +112,7 @@ def make_users(index: Ints, seed: int, end: int, phase_step: int, wave: tuple[in
         price=price,
         tolerance=tolerance,
         skip=skip,
-        intensity=np.where(silent, 0.0, 0.62 * np.exp(0.75 * engagement + 0.45 * normal(key, "intensity"))),
+        intensity=np.where(silent, 0.0, 0.58 * np.exp(0.75 * engagement + 0.45 * normal(key, "intensity"))),
         minutes=62.0 * np.exp(0.15 * engagement + 0.3 * normal(key, "minutes")),
         evening=evening,
         weekend=_logistic(-0.75 + 0.5 * normal(key, "weekend")),

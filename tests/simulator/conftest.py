@@ -8,7 +8,7 @@ from simulator import simulate
 
 @pytest.fixture(scope="session")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A world of 20,000 users, 90 days and two messages; tests only read it."""
+    """A world of 12,000 users, 90 days and two messages; tests only read it."""
     root = tmp_path_factory.mktemp("platform")
-    simulate(root, 20_000, 90, 11, end=END, messages=["offer", "playlist"])
+    simulate(root, 12_000, 90, 11, end=END, messages=["offer", "playlist"])
     return root

@@ -1,12 +1,13 @@
 """The raw logs look like a real platform's: contract, arrivals, duplicates, habits."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from simulated_logs import END, IDS, clean_log, decisions, raw_log
+from simulated_logs import END, IDS, clean_log, decisions, raw_log, table
 
 from simulator.logs import SCHEMAS
 
@@ -25,11 +26,14 @@ def test_log_schema_and_values(platform: Path, log: str):
 @pytest.mark.parametrize("log", LOGS)
 def test_log_partition_is_day_of_arrival_within_world(platform: Path, log: str):
     rows = raw_log(platform, log)
-    assert (rows["created_timestamp"].dt.floor("D") == rows["date"]).all()
     assert (rows["created_timestamp"] > rows["event_timestamp"]).all()
     assert rows["event_timestamp"].min() >= START
     assert rows["created_timestamp"].max() < pd.Timestamp(END, tz="UTC")
-    assert rows["date"].nunique() == 90
+    partitions = sorted((platform / "logs" / log).iterdir())
+    assert [p.name for p in partitions] == [f"date={END - timedelta(days=90 - i)}" for i in range(90)]
+    for partition in partitions[::10]:
+        days = table(partition)["created_timestamp"].dt.strftime("%Y-%m-%d").unique()
+        assert list(days) == [partition.name.removeprefix("date=")]
 
 
 def test_log_late_and_duplicate_shares(platform: Path):
@@ -46,7 +50,7 @@ def test_log_late_and_duplicate_shares(platform: Path):
 
 @pytest.mark.parametrize("log", LOGS)
 def test_log_duplicates_differ_in_arrival_only(platform: Path, log: str):
-    rows = raw_log(platform, log).drop(columns="date")
+    rows = raw_log(platform, log)
     twice = rows[rows.duplicated(IDS[log], keep=False)]
     assert len(twice)
     assert len(twice.drop(columns="created_timestamp").drop_duplicates()) == len(twice) / 2
@@ -54,7 +58,7 @@ def test_log_duplicates_differ_in_arrival_only(platform: Path, log: str):
 
 def test_users_without_events_have_a_profile(platform: Path):
     users = set(raw_log(platform, "users")["user_id"])
-    assert len(users) == 20_000
+    assert len(users) == 12_000
     seen = set(raw_log(platform, "sessions")["user_id"]) | set(raw_log(platform, "subscriptions")["user_id"])
     assert seen < users
     assert 0.015 < 1 - len(seen) / len(users) < 0.045  # 2% never, some more by chance or after a late sign-up
@@ -81,7 +85,7 @@ def test_users_plan_follows_subscriptions(platform: Path):
 
 def test_sessions_volume_and_values(platform: Path):
     sessions = clean_log(platform, "sessions")
-    assert 0.5 < len(sessions) / (20_000 * 90) < 0.8
+    assert 0.5 < len(sessions) / (12_000 * 90) < 0.8
     assert sessions["minutes"].min() > 0
     assert (sessions["skips"] <= sessions["tracks"]).all()
     plans = clean_log(platform, "users").groupby("user_id")["plan"].agg(set)
