@@ -141,10 +141,8 @@ def answering() -> Iterator[None]:
         yield
     # ValueError: Feast refuses to read a view while it is being materialized.
     except (RedisError, sqlite3.Error, FeastError, ValueError, OSError) as error:
-        raise StoreError(
-            f"online store does not answer: {type(error).__name__}: {error}; start it, or delete {REPO / 'data'} and run "
-            "`feast -c feature_repo apply` again"
-        ) from error
+        advice = f"start it, or delete {REPO / 'data'} and run `feast -c feature_repo apply` again"
+        raise StoreError(f"online store does not answer: {type(error).__name__}: {error}; {advice}") from error
 
 
 def _read_back(store: FeatureStore, user_ids: list[str], day: date) -> None:
