@@ -120,7 +120,9 @@ def choose_policy(
         raise DataError(f"guardrail {unknown[0]!r} is not an outcome; outcomes are {[o.name for o in outcomes]}")
     if cluster:
         check_disjoint(log[cluster].to_numpy(), log[split].to_numpy())
-    n_arms = max(int(log[arm].max()) + 1, 2)
+    n_arms = max(
+        int(log[arm].max()) + 1, 2, 0 if costs is None else len(costs), 0 if mu_hat is None else mu_hat.shape[1]
+    )
     named = scores if isinstance(scores, Mapping) else {"score": scores}
     matrices = {name: score_matrix(score, log, n_arms) for name, score in named.items()}
     columns: dict[str, Any] = {"arm": arm, "propensity": propensity, "cluster": cluster, "costs": costs}

@@ -221,7 +221,6 @@ def test_errors_by_row_would_be_too_small_for_repeated_decisions():
     assert np.mean(ratios) > 1.3
 
 
-@pytest.mark.slow
 def test_logging_policy_with_several_arms_is_the_mean():
     log, _ = World(20_000, 0.2, n_arms=3).draw()
     log["propensities"] = [[0.1, 0.45, 0.45]] * len(log)
