@@ -107,8 +107,14 @@ def features(until: DateOption = None) -> None:
     from feature_repo.contracts import ingest
     from feature_repo.snapshots import build_snapshots
 
-    for bad in ingest(data_dir() / "logs", data_dir() / "quarantine"):
-        err.print(f"quarantined: {bad}", style="yellow", markup=False, soft_wrap=True)
+    bad = ingest(data_dir() / "logs", data_dir() / "quarantine")
+    if bad:
+        # a snapshot built now would miss these rows for good
+        told = "\n".join(f"  {file.path}: {file.reason}" for file in bad)
+        raise DataError(
+            f"{len(bad)} log files break their contract and were moved to {data_dir() / 'quarantine'}:\n{told}\n"
+            "put mended files back under data/logs; `tactful features` once more goes on without them"
+        )
     days = build_snapshots(data_dir() / "logs", data_dir() / "features", until.date() if until else None)
     made = f"{len(days)} days, {days[0]} to {days[-1]}" if days else "nothing missing"
     out.print(f"features: {made}, in {data_dir() / 'features'}")
@@ -272,7 +278,10 @@ def fit(
     """Fit the network to a table of your own; no Feast and no logs needed."""
     from models.table import fit_table
 
-    out.print(fit_table(frame, spec, out_dir), markup=False, soft_wrap=True)
+    with _bar("training the network") as progress:
+        table = fit_table(frame, spec, out_dir, progress)
+    _print_frame(table)
+    out.print(f"model and report.json: {out_dir}", soft_wrap=True)
 
 
 @app.command()
@@ -284,7 +293,7 @@ def predict(
     """Predict outcomes, uplift, score and best arm of every row, in row order."""
     from models.table import predict_table
 
-    out.print(predict_table(model, frame, out_file), markup=False, soft_wrap=True)
+    out.print(f"{len(predict_table(model, frame, out_file)):,} rows: {out_file}", soft_wrap=True)
 
 
 @app.command()
@@ -296,8 +305,12 @@ def evaluate(
     """Value of send-none, send-all, the response baseline and the uplift policy, cross-fitted, with intervals."""
     from models.table import evaluate_table
 
-    table = evaluate_table(frame, spec)
-    _answer(as_json, json.loads(table.to_json(orient="records")), table.to_string(index=False))
+    with _bar("training the network") as progress:
+        table = evaluate_table(frame, spec, progress)
+    if as_json:
+        _answer(True, json.loads(table.to_json(orient="records")), "")
+    else:
+        _print_frame(table)
 
 
 # ------------------------------------------------------------------------------------------------------ everything
@@ -484,6 +497,11 @@ def _feast(*words: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise TactfulError(f"`feast {' '.join(words)}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def _print_frame(table: pd.DataFrame) -> None:
+    text = table.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
+    out.print(text, markup=False, soft_wrap=True)
 
 
 def _answer(as_json: bool, value: Any, text: str) -> None:
