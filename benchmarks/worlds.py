@@ -87,7 +87,7 @@ def _smooth_features(n: int, world: np.random.Generator, users: np.random.Genera
 def _steps_features(n: int, world: np.random.Generator, users: np.random.Generator) -> tuple[pd.DataFrame, np.ndarray]:
     latent = users.normal(size=(n, 30))
     latent[:, 1:9] += 0.4 * latent[:, [0]]
-    frame = pd.DataFrame(latent, columns=[f"x{i}" for i in range(30)])
+    frame = pd.DataFrame(latent.copy(), columns=[f"x{i}" for i in range(30)])
     for i in range(3, 9):
         frame[f"x{i}"] = np.floor(np.exp(1 + 0.9 * latent[:, i]))  # heavy-tailed counts
     for i in (3, 12):
@@ -105,7 +105,7 @@ def _additive_features(
     factors = world.normal(size=(4, 20))
     latent = users.normal(size=(n, 4)) @ factors * 0.5 + 0.7 * users.normal(size=(n, 20))
     latent /= np.sqrt((factors**2).sum(axis=0) * 0.25 + 0.49)
-    frame = pd.DataFrame(latent, columns=[f"x{i}" for i in range(20)])
+    frame = pd.DataFrame(latent.copy(), columns=[f"x{i}" for i in range(20)])
     frame.iloc[:, 10:15] = np.exp(latent[:, 10:15])
     return frame, latent
 

@@ -26,7 +26,7 @@ S_PARAMS = {
     "deterministic": True,
     "force_row_wise": True,
 }
-S_TREES = 400
+S_TREES, T_TREES = 400, 150
 
 
 class Baseline(Protocol):
@@ -102,36 +102,61 @@ def _answer(model: Any, inputs: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class BoostedModel:
-    """One LightGBM model per outcome that sees the arm as a feature."""
+    """LightGBM models by arm and outcome (the same ones for every arm in an S-learner: the arm is an input)."""
 
     features: tuple[Feature, ...]
     declared: Mapping[str, str]
-    n_arms: int
-    boosters: tuple[Any, ...]
+    boosters: tuple[tuple[Any, ...], ...]  # [arm][outcome]
 
     def predict(self, frame: pd.DataFrame) -> np.ndarray:
         """mu_hat of each row; float64 (n, n_arms, n_outcomes), outcome units."""
         columns = columns_of(frame, self.declared)
-        inputs = [_tree_inputs(columns, self.features, np.full(len(frame), arm)) for arm in range(self.n_arms)]
-        by_arm = [np.column_stack([b.predict(x, num_threads=1) for b in self.boosters]) for x in inputs]
+        by_arm = []
+        for arm, boosters in enumerate(self.boosters):
+            inputs = _tree_inputs(columns, self.features, np.full(len(frame), arm))
+            by_arm.append(np.column_stack([b.predict(inputs, num_threads=1) for b in boosters]))
         return np.stack(by_arm, axis=1)
 
 
 def fit_lightgbm_s(frame: pd.DataFrame, spec: FitSpec) -> BoostedModel:
     """S-learner on boosted trees, native categories and missing values (raises as `models.train.fit`)."""
-    import lightgbm
-
     labels, columns = labels_of(frame, spec), columns_of(frame, spec.features)
     features = fit_features(columns)
     inputs = _tree_inputs(columns, features, labels.arm)
+    boosters = _boosted(inputs, labels.outcome, features, S_PARAMS | {"seed": spec.seed}, S_TREES, spec)
+    return BoostedModel(features, dict(spec.features), (boosters,) * len(spec.arms))
+
+
+def fit_lightgbm_t(frame: pd.DataFrame, spec: FitSpec) -> BoostedModel:
+    """T-learner on boosted trees: every arm its own small ones (raises as `models.train.fit`)."""
+    labels, columns = labels_of(frame, spec), columns_of(frame, spec.features)
+    features = fit_features(columns)
+    inputs = _tree_inputs(columns, features, labels.arm)
+    params, by_arm = S_PARAMS | {"num_leaves": 4, "seed": spec.seed}, []
+    for arm in range(len(spec.arms)):
+        rows = labels.arm == arm
+        by_arm.append(_boosted(inputs[rows], labels.outcome[rows], features, params, T_TREES, spec))
+    return BoostedModel(features, dict(spec.features), tuple(by_arm))
+
+
+def _boosted(
+    inputs: np.ndarray,
+    outcome: np.ndarray,
+    features: tuple[Feature, ...],
+    params: dict[str, Any],
+    trees: int,
+    spec: FitSpec,
+) -> tuple[Any, ...]:
+    """One booster per outcome; inputs end with the arm."""
+    import lightgbm
+
     strings = [i for i, f in enumerate(features) if f.kind == "string"]
     boosters = []
-    for outcome, y in zip(spec.outcomes, labels.outcome.T, strict=True):
-        objective = "binary" if outcome.kind == "binary" else "regression"
-        data = lightgbm.Dataset(inputs, y, categorical_feature=[*strings, len(features)])
-        params = S_PARAMS | {"objective": objective, "seed": spec.seed}
-        boosters.append(lightgbm.train(params, data, num_boost_round=S_TREES))
-    return BoostedModel(features, dict(spec.features), len(spec.arms), tuple(boosters))
+    for target, y in zip(spec.outcomes, outcome.T, strict=True):
+        objective = "binary" if target.kind == "binary" else "regression"
+        data = lightgbm.Dataset(inputs, y, categorical_feature=[*strings, len(features)], params={"verbose": -1})
+        boosters.append(lightgbm.train(params | {"objective": objective}, data, num_boost_round=trees))
+    return tuple(boosters)
 
 
 def _tree_inputs(columns: Mapping[str, np.ndarray], features: tuple[Feature, ...], arm: np.ndarray) -> np.ndarray:

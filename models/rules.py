@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,10 @@ import numpy as np
 from models.encode import code_counts
 from models.spec import Feature
 
-TREES = 150
+TREES = 60
 PARAMS = {
     "num_leaves": 7,
-    "learning_rate": 0.1,
+    "learning_rate": 0.2,
     "min_data_in_leaf": 100,
     "lambda_l2": 1.0,
     "cat_smooth": 10,
@@ -65,7 +66,9 @@ def find_rules(
     found = []
     for member in range(members):
         scores = _scores(code, arm, outcome, binary, fold != member, features, seed)
-        found.append(sorted(scores, key=lambda rule: (-scores[rule], _key(rule)))[:per_member])
+        ranked = sorted(scores, key=lambda rule: (-scores[rule], _key(rule)))
+        supported = (rule for rule in ranked if _supported(rule, code[fold != member], features))
+        found.append(list(islice(supported, per_member)))
     union = sorted({rule for rules in found for rule in rules}, key=_key)
     position = {rule: i for i, rule in enumerate(union)}
     mask = np.zeros((members, len(union)), dtype=bool)
@@ -105,9 +108,7 @@ def _scores(
         booster = lightgbm.train(params, data, num_boost_round=TREES)
         for tree in booster.dump_model()["tree_info"]:
             _walk(tree["tree_structure"], {}, False, counts, scores)
-    least = MIN_SUPPORT * len(inputs)
-    offsets = np.r_[0, np.cumsum(counts)]
-    return {rule: score for rule, score in scores.items() if _supported(rule, code[rows], least, offsets)}
+    return scores
 
 
 def _walk(
@@ -132,14 +133,15 @@ def _walk(
         _walk(node[child], path | {feature: allowed}, on_arm, counts, scores)
 
 
-def _supported(rule: Rule, code: np.ndarray, least: float, offsets: np.ndarray) -> bool:
+def _supported(rule: Rule, code: np.ndarray, features: Sequence[Feature]) -> bool:
+    """Whether the rule holds in more than MIN_SUPPORT of the rows, and fails in as many."""
+    counts = code_counts(features)
     holds = np.ones(len(code), dtype=bool)
     for feature, allowed in rule:
-        table = np.zeros(offsets[feature + 1] - offsets[feature], dtype=bool)
+        table = np.zeros(counts[feature], dtype=bool)
         table[list(allowed)] = True
         holds &= table[code[:, feature]]
-    support = int(holds.sum())
-    return least <= support <= len(code) - least
+    return bool(MIN_SUPPORT <= holds.mean() <= 1 - MIN_SUPPORT)
 
 
 def _allowed(rules: Sequence[Rule], features: Sequence[Feature]) -> np.ndarray:

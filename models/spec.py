@@ -53,7 +53,7 @@ class FitSpec:
     unit: str | None = None
     seed: int = 0
     members: int = 5
-    rules: int = 0
+    rules: int = 150
     epochs: int = 10
     batch_rows: int = 2048
     learning_rate: float = 3e-3

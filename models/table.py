@@ -15,6 +15,7 @@ weight = 1.0
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -81,7 +82,8 @@ def load_spec(path: Path | str) -> TableSpec:
 def read_table(path: Path | str) -> pd.DataFrame:
     """Read a CSV or Parquet file, by its ending (DataError: it is missing, empty or not readable)."""
     file = Path(path)
-    readers = {".csv": pd.read_csv, ".parquet": pd.read_parquet}
+    # round_trip: pandas' default parser is off by one bit now and then, enough to cross a rule's threshold
+    readers = {".csv": partial(pd.read_csv, float_precision="round_trip"), ".parquet": pd.read_parquet}
     if file.suffix not in readers:
         raise DataError(f"{file}: ends in {file.suffix!r}, expected .csv or .parquet")
     if not file.exists():
@@ -144,9 +146,10 @@ def fit_table(frame_path: Path | str, spec_path: Path | str, out_dir: Path | str
     fitted = fit(frame, fit_spec, progress=progress)
     table = arm_table(frame, spec, fit_spec, fitted.out_of_fold)
     settings = {"unit": spec.unit, "policy": {"threshold": spec.threshold}, "data_window": {"n": len(frame)}}
-    folder = Path(out_dir)
-    fitted.save(folder, extra=settings)
-    write_json(folder / REPORT, {"rows": len(frame), "arms": list(fit_spec.arms), "table": _plain(table)})
+    report = {"rows": len(frame), "arms": list(fit_spec.arms), "table": _plain(table)}
+    with replacing(Path(out_dir)) as aside:
+        fitted.save(aside, extra=settings)
+        write_json(aside / REPORT, report)
     return table
 
 

@@ -26,7 +26,9 @@ from models.spec import Feature, FitSpec, Labels, ModelSpec, columns_of, labels_
 from models.splits import hash_unit
 
 FOLD_SALT = "tactful/fold"
-SHRINK_FULL = 0.5  # reliability from which the score is not shrunk at all
+CAP = 0.999  # quantile of a continuous outcome
+JACKKNIFE = 0.5  # its variance is biased upward (Efron and Stein, 1981), the more the less stable the members are
+PRIOR_SD = 0.5  # of the shrinkage slope, before it is measured
 
 
 class Start(NamedTuple):
@@ -95,8 +97,8 @@ def fit(
     inputs = enc.encode(columns, start.features, start.tensors)
     rows = TrainingRows(inputs, labels.arm, outcome, labels.propensity, fold)
     tensors = start.tensors | units | optimise(rows, start.tensors, spec, progress)
-    model = finish(inputs, tensors, start.features, spec)
-    return Fitted(model, dict(spec.features), out_of_fold(inputs, fold, model), fold)
+    model, out_of_fold = finish(rows, labels.outcome, tensors, start.features, spec)
+    return Fitted(model, dict(spec.features), out_of_fold, fold)
 
 
 def folds(frame: pd.DataFrame, spec: FitSpec) -> np.ndarray:
@@ -110,12 +112,22 @@ def folds(frame: pd.DataFrame, spec: FitSpec) -> np.ndarray:
 
 
 def standardise(outcome: np.ndarray, kinds: Sequence[str]) -> tuple[np.ndarray, enc.Tensors]:
-    """Continuous outcomes to mean 0 and sd 1 (a constant one to 0), and the tensors that lead back."""
+    """Continuous outcomes to mean 0 and sd 1 (a constant one to 0), and the tensors that lead back.
+
+    Extreme values of a continuous outcome are capped: a handful of rows would steer squared error.
+    """
     continuous = np.array([kind == "continuous" for kind in kinds])
+    outcome = np.column_stack([_capped(y) if c else y for y, c in zip(outcome.T, continuous, strict=True)])
     center = np.where(continuous, outcome.mean(axis=0), 0.0)
     spread = np.where(continuous, outcome.std(axis=0), 1.0)
     scale = np.where(spread > 0, spread, 1.0)
     return ((outcome - center) / scale).astype(np.float32), {"outcome.mean": center, "outcome.scale": scale}
+
+
+def _capped(y: np.ndarray) -> np.ndarray:
+    """Values within the CAP quantiles of those that are not the median (most users may have spent nothing)."""
+    spread = y[y != np.median(y)]
+    return np.clip(y, *np.quantile(spread, [1 - CAP, CAP])) if len(spread) else y
 
 
 def _fresh(
@@ -151,46 +163,62 @@ def _taken_over(model: NumpyModel, spec: FitSpec) -> Start:
     return Start(model.spec.features, model.tensors)
 
 
-def finish(inputs: enc.Encoded, tensors: enc.Tensors, features: tuple[Feature, ...], spec: FitSpec) -> NumpyModel:
-    """The model that serves: trained tensors, and shrinkage measured on the training features."""
+def finish(
+    rows: TrainingRows, outcome: np.ndarray, tensors: enc.Tensors, features: tuple[Feature, ...], spec: FitSpec
+) -> tuple[NumpyModel, np.ndarray]:
+    """The model that serves, and the out-of-fold mu_hat of its training rows; `outcome` in its own units."""
     costs = tuple(spec.costs) or (0.0,) * len(spec.arms)
     model_spec = ModelSpec(features, tuple(spec.arms), spec.targets, costs, spec.members)
-    uplift = _uplifts(member_outputs(inputs, tensors, model_spec))
-    return NumpyModel(model_spec, tensors | shrinkage(uplift, model_spec.weights))
+    members = member_outputs(rows.inputs, tensors, model_spec)
+    left_out = members[rows.fold, np.arange(len(rows.fold))]
+    weights = np.array([o.weight for o in spec.outcomes], dtype=np.float64)
+    tensors = tensors | shrinkage(members, left_out, outcome, rows.arm, rows.propensity, weights)
+    return NumpyModel(model_spec, tensors), shrink(left_out, tensors, model_spec)
 
 
-def _uplifts(mu_hat: np.ndarray) -> np.ndarray:
-    return np.asarray(mu_hat[..., 1:, :] - mu_hat[..., :1, :])
+def shrinkage(
+    members: np.ndarray,
+    left_out: np.ndarray,
+    outcome: np.ndarray,
+    arm: np.ndarray,
+    propensity: np.ndarray,
+    weights: np.ndarray,
+) -> enc.Tensors:
+    """How far each arm's uplifts are pulled to their mean: the slope of the true score on the predicted one.
 
-
-def shrinkage(uplift: np.ndarray, weights: np.ndarray) -> enc.Tensors:
-    """How far uplifts are pulled to their mean: by the share of the score's spread between users that is noise.
+    The slope is measured: covariance of doubly robust scores with out-of-fold predictions (which did not see the
+    outcome), over the variance of the ensemble's. With few rows that is noisy, so it is averaged, by precision, with
+    the share of the spread that the members agree on.
 
     Args:
-        uplift: (members, n, n_messages, n_outcomes).
+        members: mu_hat of each member, (members, n, n_arms, n_outcomes).
+        left_out: mu_hat by the member that left the row out, (n, n_arms, n_outcomes).
+        outcome: (n, n_outcomes), outcome units.
+        arm: (n,) index.
+        propensity: (n,), of the arm taken.
         weights: (n_outcomes,), of the score.
 
     Returns: `shrink.mean` (n_messages, n_outcomes) and `shrink.factor` (n_messages,) in [0, 1].
 
-    Source: delete-a-group jackknife variance, (K - 1) / K * sum of squared deviations of K leave-one-fold-out fits;
-        reliability as in James and Stein (1961). No outcome is used, so nothing is fitted twice.
+    Source: delete-a-group jackknife for the noise; best linear predictor slope, Chernozhukov et al. (2018), eq. 2.3.
     """
-    members = len(uplift)
-    score = uplift @ weights
-    noise = (members - 1) * score.var(axis=0).mean(axis=0)
-    spread = score.mean(axis=0).var(axis=0)
-    reliability = np.where(spread > 0, 1 - noise / np.where(spread > 0, spread, 1), 0)
-    return {
-        "shrink.mean": uplift.mean(axis=(0, 1)),
-        "shrink.factor": np.clip(reliability / SHRINK_FULL, 0, 1),
-    }
+    value = members @ weights
+    uplift = value[..., 1:] - value[..., :1]
+    ensemble = uplift.mean(axis=0)
+    spread = ensemble.var(axis=0)
+    noise = JACKKNIFE * (len(members) - 1) * uplift.var(axis=0).mean(axis=0)
+    residual = (outcome @ weights - (left_out @ weights)[np.arange(len(arm)), arm]) / propensity
+    factor = np.zeros(uplift.shape[2])
+    for a in np.flatnonzero(spread > 0):
+        predicted = (left_out[:, a + 1] - left_out[:, 0]) @ weights
+        score = predicted + residual * ((arm == a + 1) * 1.0 - (arm == 0))
+        moment = (predicted - predicted.mean()) * (score - score.mean()) / spread[a]
+        factor[a] = _posterior(moment.mean(), moment.var() / len(moment), max(0.0, 1 - noise[a] / spread[a]))
+    mean = (members[:, :, 1:] - members[:, :, :1]).mean(axis=(0, 1))
+    return {"shrink.mean": mean, "shrink.factor": factor}
 
 
-def out_of_fold(inputs: enc.Encoded, fold: np.ndarray, model: NumpyModel) -> np.ndarray:
-    """mu_hat of each row by the member that left its fold out; (n, n_arms, n_outcomes)."""
-    mu_hat = np.empty((len(fold), len(model.spec.arms), len(model.spec.outcomes)))
-    for member in range(model.spec.members):
-        rows = fold == member
-        part = enc.Encoded(inputs.dense[rows], inputs.rules[rows])
-        mu_hat[rows] = shrink(member_outputs(part, model.tensors, model.spec, member)[0], model.tensors, model.spec)
-    return mu_hat
+def _posterior(slope: float, variance: float, agreement: float) -> float:
+    """Precision-weighted mean of a measured slope and a prior of sd PRIOR_SD, in [0, 1]."""
+    prior = 1 / PRIOR_SD**2
+    return float(np.clip((slope / variance + prior * agreement) / (1 / variance + prior), 0, 1))

@@ -1,0 +1,198 @@
+"""Bring your own table: what is fixed for users of `tactful fit / predict / evaluate`."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from campaign import CampaignError, DataError
+from models.table import arm_table, evaluate_table, fit_table, load_spec, predict_table, prepare, read_table
+
+SPEC = """
+unit = "user"
+features = ["x", "plan", "flag"]
+arm = "segment"
+control = "No E-Mail"
+seed = 7
+[[outcome]]
+name = "visit"
+kind = "binary"
+weight = 1.0
+[[outcome]]
+name = "spend"
+kind = "continuous"
+weight = 0.1
+"""
+ARMS = ["No E-Mail", "Mens", "Womens"]
+
+
+def make_table(n=2400):
+    rng = np.random.default_rng(1)
+    arm, x = rng.integers(0, 3, n), rng.normal(size=n)
+    visit = rng.random(n) < 0.2 + 0.1 * (arm == 1) + 0.1 * (arm == 2) * (x > 0)
+    return pd.DataFrame(
+        {
+            "user": [f"u{i}" for i in range(n)],
+            "x": x,
+            "plan": rng.choice(["free", "paid"], n),
+            "flag": rng.random(n) < 0.5,
+            "segment": np.array(ARMS)[arm],
+            "visit": visit.astype(int),
+            "spend": visit * rng.gamma(1.0, 20.0, n),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("table")
+    (folder / "spec.toml").write_text(SPEC)
+    make_table().to_csv(folder / "table.csv", index=False)
+    make_table().to_parquet(folder / "table.parquet")
+    fit_table(folder / "table.csv", folder / "spec.toml", folder / "model")
+    return folder
+
+
+def test_fit_table_writes_model_folder_and_report(files):
+    assert {p.name for p in (files / "model").iterdir()} == {"model.json", "weights.safetensors", "report.json"}
+    report = json.loads((files / "model" / "report.json").read_text())
+    assert report["arms"] == ARMS
+    assert report["rows"] == 2400
+    frame = make_table()
+    plain = frame.groupby("segment")["visit"].mean()
+    row = next(r for r in report["table"] if (r["arm"], r["outcome"]) == ("Mens", "visit"))
+    assert row["uplift"] == pytest.approx(plain["Mens"] - plain["No E-Mail"], abs=1e-9)
+    assert row["ci_lower"] < row["uplift"] < row["ci_upper"]
+
+
+def test_predict_table_columns_order_and_best_arm(files):
+    table = predict_table(files / "model", files / "table.parquet", files / "out.parquet")
+    pd.testing.assert_frame_equal(table, pd.read_parquet(files / "out.parquet"))
+    expected = ["user", *(f"mu_{a}_{o}" for a in ARMS for o in ("visit", "spend"))]
+    expected += [f"uplift_{a}_{o}" for a in ARMS[1:] for o in ("visit", "spend")]
+    assert list(table.columns) == [*expected, "score_Mens", "score_Womens", "best_arm"]
+    assert table["user"].tolist() == make_table()["user"].tolist()
+    score = table[["score_Mens", "score_Womens"]].to_numpy()
+    assert score[:, 0] == pytest.approx(table["uplift_Mens_visit"] + 0.1 * table["uplift_Mens_spend"])
+    best = np.where(score.max(axis=1) > 0, np.array(ARMS[1:])[score.argmax(axis=1)], "No E-Mail")
+    assert (table["best_arm"] == best).all()
+
+
+def test_predict_table_csv_and_parquet_agree(files):
+    from_csv = predict_table(files / "model", files / "table.csv", files / "a.parquet")
+    pd.testing.assert_frame_equal(
+        from_csv, predict_table(files / "model", files / "table.parquet", files / "b.parquet")
+    )
+
+
+def test_evaluate_table_has_every_policy_and_difference(files):
+    table = evaluate_table(files / "table.parquet", files / "spec.toml")
+    assert {"uplift", "response", "send_none", "send_all", "send_all_1", "send_all_2"} <= set(table["policy"])
+    assert set(table["outcome"]) == {"visit", "spend", "weighted"}
+    difference = table.query("policy == 'uplift' and baseline == 'send_none' and outcome == 'visit'")
+    assert (difference["ci_lower"] > 0).all()  # both messages help: +.1 for all, +.1 for half
+
+
+def test_fit_table_without_unit_numbers_the_rows(tmp_path, files):
+    (tmp_path / "spec.toml").write_text(SPEC.replace('unit = "user"\n', ""))
+    fit_table(files / "table.csv", tmp_path / "spec.toml", tmp_path / "model")
+    table = predict_table(tmp_path / "model", files / "table.csv", tmp_path / "out.parquet")
+    assert table["row"].tolist() == list(range(2400))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("seed = 7", "sed = 7"), "sed: unknown key; did you mean 'seed'"),
+        (('arm = "segment"', ""), "arm: missing; add it"),
+        (('"binary"', '"yes"'), r"outcome\[0\].kind"),
+        (('["x", "plan", "flag"]', "[]"), "features"),
+        (('["x", "plan", "flag"]', '["x", "visit"]'), r"features == \['visit'\] are also arm, propensity or outcome"),
+        (('["x", "plan", "flag"]', '["x", "x"]'), "named twice"),
+        (("seed = 7", "seed = "), "not valid TOML"),
+    ],
+)
+def test_load_spec_names_the_key(tmp_path, change, message):
+    (tmp_path / "spec.toml").write_text(SPEC.replace(*change))
+    with pytest.raises(CampaignError, match=message):
+        load_spec(tmp_path / "spec.toml")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: f.drop(columns="plan"), r"columns \['plan'\] are missing; the file has: user, x"),
+        (lambda f: f.drop(columns="segment"), r"columns \['segment'\] are missing"),
+        (lambda f: f.assign(segment="Mens"), "control == 'No E-Mail' is no value of column 'segment'"),
+        (lambda f: f.assign(segment="No E-Mail"), "every row has arm 'No E-Mail'"),
+        (lambda f: f.assign(segment=f["segment"].where(f["x"] > 0)), "arm column 'segment' is empty in"),
+    ],
+)
+def test_prepare_says_what_is_wrong(tmp_path, spoil, message):
+    (tmp_path / "spec.toml").write_text(SPEC)
+    with pytest.raises(DataError, match=message):
+        prepare(spoil(make_table()), load_spec(tmp_path / "spec.toml"))
+
+
+def test_read_table_says_what_is_wrong(tmp_path):
+    with pytest.raises(DataError, match=r"ends in '.xlsx', expected .csv or .parquet"):
+        read_table(tmp_path / "t.xlsx")
+    with pytest.raises(DataError, match=r"t\.csv: no such file"):
+        read_table(tmp_path / "t.csv")
+    (tmp_path / "t.parquet").write_bytes(b"not parquet")
+    with pytest.raises(DataError, match=r"t\.parquet: not readable as parquet"):
+        read_table(tmp_path / "t.parquet")
+    (tmp_path / "t.csv").write_text("a,b\n")
+    with pytest.raises(DataError, match=r"t\.csv: no rows"):
+        read_table(tmp_path / "t.csv")
+
+
+def test_failed_fit_leaves_nothing(tmp_path, files):
+    make_table().assign(visit=np.nan).to_csv(tmp_path / "bad.csv", index=False)
+    with pytest.raises(DataError, match="outcome 'visit'"):
+        fit_table(tmp_path / "bad.csv", files / "spec.toml", tmp_path / "model")
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.csv"]
+
+
+HILLSTROM_SPEC = """
+features = ["recency", "history_segment", "history", "mens", "womens", "zip_code", "newbie", "channel"]
+arm = "treatment"
+control = "No E-Mail"
+seed = 7
+[[outcome]]
+name = "visit"
+kind = "binary"
+weight = 1.0
+[[outcome]]
+name = "conversion"
+kind = "binary"
+weight = 10.0
+[[outcome]]
+name = "spend"
+kind = "continuous"
+weight = 0.1
+"""
+
+
+@pytest.mark.hillstrom
+def test_hillstrom_arm_uplift_is_the_difference_of_means(hillstrom, tmp_path):
+    (tmp_path / "spec.toml").write_text(HILLSTROM_SPEC)
+    spec = load_spec(tmp_path / "spec.toml")
+    frame, fit_spec = prepare(read_table(hillstrom), spec)
+    table = arm_table(frame, spec, fit_spec, np.zeros((len(frame), 3, 3)))
+    plain = frame.groupby("treatment")["visit"].mean()
+    uplift = table[table["outcome"] == "visit"]["uplift"].tolist()
+    assert uplift == pytest.approx([plain[1] - plain[0], plain[2] - plain[0]], abs=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.hillstrom
+def test_hillstrom_fit_and_predict_three_arms(hillstrom, tmp_path):
+    (tmp_path / "spec.toml").write_text(HILLSTROM_SPEC)
+    table = fit_table(hillstrom, tmp_path / "spec.toml", tmp_path / "model")
+    predicted = predict_table(tmp_path / "model", hillstrom, tmp_path / "out.parquet")
+    assert len(predicted) == 64000
+    uplift = table[table["outcome"] == "visit"].set_index("arm")["uplift"]
+    # predictions average to the experiment's own difference, within about four standard errors of .3 points
+    assert predicted["uplift_Mens E-Mail_visit"].mean() == pytest.approx(uplift["Mens E-Mail"], abs=0.012)
