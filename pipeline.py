@@ -330,10 +330,10 @@ def run(
     materialize()
     last = _logs_end()
     world = {"campaign": load_campaign().hash, "users": users, "days": days, "seed": seed, "end": str(last)}
-    # the first model knows what was known two weeks ago; the weekly monitor and the retraining know all
+    # the first model knows what was known a week ago; the weekly monitor and the retraining know all
     with _step("first model", **world) as needed:
         if needed:
-            train(datetime.combine(last - timedelta(days=14), datetime.min.time()))
+            train(datetime.combine(last - timedelta(days=7), datetime.min.time()))
             promote()
             _champion()  # without one nothing below can work, and the next run must try again
     with _step("decisions", **world) as needed:
