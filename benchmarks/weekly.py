@@ -1,14 +1,16 @@
 """What weekly monitoring promises, measured on simulated platforms with known truth.
 
-    .venv/bin/python benchmarks/weekly.py [PART ...]      parts: alarms detection gate speed; default all
+    .venv/bin/python benchmarks/weekly.py [PART ...] [--scale 0.2]      parts: alarms detection gate speed; default all
 
 Writes the section `monitoring` of docs/benchmarks.md; parts that are not run keep their last lines. One process; about
-15 minutes for alarms, 10 for detection, 5 for the gate and as long as Evidently takes for speed. Figures carry
-Monte-Carlo standard errors and seeds. Small versions of the same functions run in the tests.
+16 minutes of one core for alarms, 8 for detection, 15 for the gate and as long as Evidently takes for speed. `--scale`
+takes a share of the years, runs, trials and rows. Figures carry Monte-Carlo standard errors and seeds. Small versions
+of the same measurements run in the tests.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
@@ -174,7 +176,7 @@ def _policy(score: np.ndarray, share: float, noise: np.ndarray) -> np.ndarray:
     return (score + middle * noise > 0).astype(np.int64)
 
 
-def drift_seconds(rows: int, seed: int, evidently_rows: int) -> dict[str, float]:
+def drift_seconds(rows: int, seed: int) -> dict[str, float]:
     """Processor seconds of our drift verdict and of Evidently's preset, on the same 35 columns."""
     rng = np.random.default_rng(seed)
     reference, current = (make_frame(rng, rows, service=service).assign(split="evaluate") for service in (False, True))
@@ -189,22 +191,19 @@ def drift_seconds(rows: int, seed: int, evidently_rows: int) -> dict[str, float]
 
     kinds = {kind: [n for n, k in FEATURES.items() if k == kind] for kind in ("numeric", "string")}
     definition = DataDefinition(numerical_columns=kinds["numeric"], categorical_columns=kinds["string"])
-    sides = [
-        Dataset.from_pandas(f[list(FEATURES)].head(evidently_rows), data_definition=definition)
-        for f in (current, reference)
-    ]
+    sides = [Dataset.from_pandas(f[list(FEATURES)], data_definition=definition) for f in (current, reference)]
     began = time.process_time()
     Report([DataDriftPreset(columns=list(FEATURES))]).run(*sides).dict()
     return {"ours": ours, "evidently": time.process_time() - began}
 
 
-def measure_alarms() -> list[Row]:
+def measure_alarms(scale: float) -> list[Row]:
     """False alarms of the whole decision rule."""
     rows = []
     for years, wobble, seed in ((50, 0.03, 100), (5, 0.0, 200)):
-        f = false_alarms(years, 10_000, wobble, seed)
+        f = false_alarms(scaled(years, scale), 10_000, wobble, seed)
         promise = f"<= {campaign().monitoring.yearly_false_alarm:g} a year"
-        what = f"false retrain alarms, {years} years of 10,000 decisions a week, weekly wobble {wobble:g} sd"
+        what = f"false retrain alarms, {f['years']} years of 10,000 decisions a week, weekly wobble {wobble:g} sd"
         rows.append(
             (what, promise, f"{f['retrain_per_year']:.2f} a year (SE {f['se']:.2f}), worst year {f['worst_year']}")
         )
@@ -214,7 +213,7 @@ def measure_alarms() -> list[Row]:
     return rows
 
 
-def measure_detection() -> list[Row]:
+def measure_detection(scale: float) -> list[Row]:
     """How soon real changes are found."""
     rows = []
     cases = (
@@ -223,33 +222,29 @@ def measure_detection() -> list[Row]:
         ("ranking upside down, 10,000 a week", Truth(invert=True, wobble=0.02), 10_000, 20, ""),
     )
     for name, truth, n, runs, target in cases:
-        found = weeks_to_find(truth, runs, n, 300)
+        found = weeks_to_find(truth, scaled(runs, scale), n, 300)
         share = float((found <= 5).mean())
-        se = np.sqrt(share * (1 - share) / runs)
-        rows.append(
-            (
-                f"{name}: found in <= 5 matured weeks, {runs} runs",
-                target,
-                f"{share:.2f} (SE {se:.2f}), median week {np.median(found):.0f}",
-            )
-        )
-    market = actions_after(Truth(new_market=0.25, wobble=0.02), 40, 20_000, 400)
+        se = np.sqrt(share * (1 - share) / len(found))
+        measured = f"{share:.2f} (SE {se:.2f}, {len(found)} runs), median week {np.median(found):.0f}"
+        rows.append((f"{name}: found in <= 5 matured weeks", target, measured))
+    runs = scaled(40, scale)
+    market = actions_after(Truth(new_market=0.25, wobble=0.02), runs, 20_000, 400)
     share = float(np.mean([any(a != "none" for a in actions) for actions in market]))
-    rows.append(("new country, a quarter of the users: found in <= 2 weeks, 40 runs", ">= .95", f"{share:.2f}"))
-    bug = actions_after(Truth(wobble=0.02), 40, 20_000, 500, weeks=1, broken="l03")
-    rows.append(
-        ("80% of a column turns to 0: stop in 1 week, 40 runs", "1.00", f"{np.mean([a == ['stop'] for a in bug]):.2f}")
-    )
+    rows.append(("new country, a quarter of the users: found in <= 2 weeks", ">= .95", f"{share:.2f} ({runs} runs)"))
+    bug = actions_after(Truth(wobble=0.02), runs, 20_000, 500, weeks=1, broken="l03")
+    stopped = np.mean([actions == ["stop"] for actions in bug])
+    rows.append(("80% of a column turns to 0: stop in the first week", "1.00", f"{stopped:.2f} ({runs} runs)"))
     return rows
 
 
-def measure_gate() -> list[Row]:
+def measure_gate(scale: float) -> list[Row]:
     """How often challengers of known value pass."""
     rows = []
     cases = [(gap, 200, service) for gap in (-0.03, -0.01) for service in (True, False)]
     cases += [(gap, 50, service) for gap in (0.05, 0.10, 0.20) for service in (True, False)]
     for gap, trials, service in cases:
         target = "<= .05" if gap < 0 else ">= .80" if gap == 0.10 else ""
+        trials = scaled(trials, scale)
         found = gate_trials(gap, trials, 50_000, 600, service=service)
         log = "the champion's traffic" if service else "a random phase"
         se = np.sqrt(found["promote"] * (1 - found["promote"]) / trials)
@@ -258,24 +253,30 @@ def measure_gate() -> list[Row]:
     return rows
 
 
-def measure_speed() -> list[Row]:
+def measure_speed(scale: float) -> list[Row]:
     """Drift verdict against Evidently's preset."""
-    seconds = drift_seconds(1_000_000, 700, 1_000_000)
+    n = scaled(1_000_000, scale)
+    seconds = drift_seconds(n, 700)
     ratio = seconds["evidently"] / seconds["ours"]
-    what = "drift verdict of 1,000,000 x 35, and Evidently's preset on the same rows, processor seconds in one run"
+    what = f"drift verdict of {n:,} x 35, and Evidently's preset on the same rows, processor seconds in one run"
     return [(what, ">= 100x", f"{seconds['ours']:.2f} s against {seconds['evidently']:.0f} s: {ratio:.0f}x")]
 
 
 PARTS = {"alarms": measure_alarms, "detection": measure_detection, "gate": measure_gate, "speed": measure_speed}
 
 
-def main(parts: list[str]) -> None:
+def scaled(number: int, scale: float) -> int:
+    """So many of them, at least 5."""
+    return max(round(number * scale), 5)
+
+
+def main(parts: list[str], scale: float) -> None:
     """Measure the parts and write the section; figures of earlier runs are kept beside it."""
     store = ROOT / "data" / "benchmarks" / "monitoring.json"
     kept = json.loads(store.read_text()) if store.exists() else {}
     for part in parts or list(PARTS):
         began = time.process_time()
-        kept[part] = {"rows": PARTS[part](), "seconds": time.process_time() - began}
+        kept[part] = {"rows": PARTS[part](scale), "seconds": time.process_time() - began}
         store.parent.mkdir(parents=True, exist_ok=True)
         store.write_text(json.dumps(kept, indent=1))
     lines = [
@@ -291,4 +292,8 @@ def main(parts: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the years, runs, trials and rows")
+    options = parser.parse_args()
+    main(options.parts, options.scale)

@@ -28,7 +28,8 @@ FAR_SHARE = 0.01  # of rows further out than the reference range is wide
 ZEROS_RISE = 0.15  # of rows that were not 0 and are now
 VANISHED, RENAMED = 0.1, 0.05  # an old category at a tenth of its share while new ones hold this much
 LAYER_TOLERANCE, SEGMENT_TOLERANCE = 0.05, 0.25  # relative departure of a layer's share
-PROPENSITY_TOLERANCE = 0.03  # departure of an arm's share from its mean propensity
+PROPENSITY_TOLERANCE = 0.05  # departure of an arm's share from its mean propensity
+MIN_GROUP = 200  # decisions below which arms are not compared with propensities
 FAILURES = ("stale_features", "feature_store_error", "model_unavailable", "unknown_user")
 FAILURE_SHARE = 0.05
 
@@ -243,16 +244,19 @@ def _arms(frame: pd.DataFrame, campaign: Campaign) -> list[Check]:
     checks.append(
         Check("propensity", off == 0, off, 0, f"{off} rows whose propensities do not sum to 1 or fit the arm")
     )
-    random = (own > 0) & (own < 1)
-    share = (
-        np.array([(frame["arm"][random] == a).mean() for a in range(table.shape[1])]) if random.any() else np.zeros(0)
-    )
-    for a, observed in enumerate(share):
-        chance = table[random, a]
-        z = (observed - chance.mean()) / max(np.sqrt((chance * (1 - chance)).mean() / random.sum()), 1e-12)
-        p, gap = float(2 * norm.sf(abs(z))), abs(observed - chance.mean())
-        name = campaign.arm_names[a]
-        detail = f"arm {name}: share {observed:.4f}, mean propensity {chance.mean():.4f}, p = {p:.2g}"
-        ok = not (p < campaign.monitoring.srm_p and gap > PROPENSITY_TOLERANCE)
-        checks.append(Check("calibration", bool(ok), p, campaign.monitoring.srm_p, detail))
+    return [*checks, *_calibration(frame, table, (own > 0) & (own < 1), campaign)]
+
+
+def _calibration(frame: pd.DataFrame, table: np.ndarray, random: np.ndarray, campaign: Campaign) -> list[Check]:
+    """Share of each arm against its mean propensity, among users over the threshold and among the others."""
+    eligible, arm, alpha = frame["eligible_by_policy"].to_numpy(), frame["arm"].to_numpy(), campaign.monitoring.srm_p
+    checks = []
+    for group, words in ((random & eligible, "over the threshold"), (random & ~eligible, "below the threshold")):
+        n = int(group.sum())
+        for a, name in enumerate(campaign.arm_names if n >= MIN_GROUP else ()):
+            chance, share = table[group, a], float((arm[group] == a).mean())
+            gap = abs(share - float(chance.mean()))
+            p = float(2 * norm.sf(gap / max(np.sqrt((chance * (1 - chance)).mean() / n), 1e-12)))
+            detail = f"arm {name}, {words}: share {share:.4f}, mean propensity {chance.mean():.4f}, p = {p:.2g}"
+            checks.append(Check("calibration", not (p < alpha and gap > PROPENSITY_TOLERANCE), p, alpha, detail))
     return checks
