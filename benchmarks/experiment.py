@@ -1,16 +1,17 @@
 """What the experiment read-out promises, measured on simulated experiments with known truth.
 
-    .venv/bin/python benchmarks/experiment.py
+    .venv/bin/python benchmarks/experiment.py [aa|srm|power|triggered|cuped|forecast ...]
 
-Writes the section `experiment` of docs/benchmarks.md. One process, about 5 minutes on one core; every figure carries
+Writes the section `experiment` of docs/benchmarks.md. One process, about 7 minutes of one core; every figure carries
 its Monte-Carlo standard error and its seed. Small versions of the same functions run in the tests.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,86 +212,107 @@ def forecast_coverage(n_experiments: int, n_offline: int, n_live: int, seed: int
     return pd.concat(compared, ignore_index=True)
 
 
-def measure() -> list[tuple[str, str, str]]:
-    """Every promise with its figure: (what, target, measured)."""
-    good, rows = Effects(subscription=0.02), []
+Row = tuple[str, str, str]  # promise, target, measured
 
-    def told(what: str, target: str, counts: dict[str, int], decision: str = "ship") -> None:
-        share, se = rate_and_se(counts[decision], sum(counts.values()))
-        rows.append((what, target, f"{share:.3f} (SE {se:.3f})"))
 
-    one_metric = ExperimentPlan(metric=(SUBSCRIPTION,))
-    for looks, seed in ((1, 11), (5, 12)):
-        plan = one_metric.model_copy(update={"looks": looks})
+def told(what: str, target: str, counts: dict[str, int], decision: str = "ship") -> Row:
+    """A row with the share of one decision."""
+    share, se = rate_and_se(counts[decision], sum(counts.values()))
+    return (f"{what}: {decision}", target, f"{share:.3f} (SE {se:.3f})")
+
+
+def no_effect() -> list[Row]:
+    """A/A experiments: how often they ship or alarm."""
+    one_metric, five_looks = ExperimentPlan(metric=(SUBSCRIPTION,)), {"looks": 5}
+    aa = "A/A, 1,000 experiments of 4,000 users, one success metric"
+    return [
+        told(f"{aa}, 1 look", "<= .05 (.025 planned)", decisions(1000, 4000, one_metric, Effects(), 11)),
         told(
-            f"A/A, one success metric, {looks} look(s), 1,000 experiments of 4,000: shipped",
+            f"{aa}, 5 looks",
             "<= .05 (.025 planned)",
-            decisions(1000, 4000, plan, Effects(), seed),
-        )
-    guarded = GUARDED.model_copy(update={"looks": 5})
-    told(
-        "A/A, guardrail in 3 segments, 5 looks, 500 experiments of 4,000: rolled back (alarm)",
-        "<= .05",
-        decisions(500, 4000, guarded, Effects(), 13),
-        "rollback",
-    )
+            decisions(1000, 4000, one_metric.model_copy(update=five_looks), Effects(), 12),
+        ),
+        told(
+            "A/A, 500 experiments of 4,000 users, guardrail in 3 segments, 5 looks",
+            "<= .05",
+            decisions(500, 4000, GUARDED.model_copy(update=five_looks), Effects(), 13),
+            "rollback",
+        ),
+    ]
+
+
+def sample_ratios() -> list[Row]:
+    """Alarms of the sample-ratio checks when nothing is wrong."""
     nominal = srm_nominal(200_000, 14)
-    rows.append(("sample-ratio alarm at p < .001, overall, 200,000 draws", ".001", f"{nominal:.5f} (SE .00007)"))
+    rows = [("alarm at p < .001, overall, 200,000 draws", ".001", f"{nominal:.5f} (SE .00007)")]
     for name, rate in srm_alarms(2000, 15).items():
-        rows.append((f"sample-ratio alarm at p < .05, {name}, 2,000 experiments", ".05", f"{rate:.3f} (SE .005)"))
+        rows.append((f"alarm at p < .05, {name}, 2,000 experiments", ".05", f"{rate:.3f} (SE .005)"))
+    return rows
+
+
+def power_and_harm() -> list[Row]:
+    """A good candidate at the planned size, and the same one harming retention in a segment of 10% of users."""
+    good, rows = Effects(subscription=0.02), []
     for looks, seed in ((1, 16), (5, 17)):
         plan, promised = planned(good, looks, seed)
         users = plan.planned_users or 0
-        told(
-            f"good candidate (+2 pp), {looks} look(s), planned {users} users, promised {promised:.3f}: shipped",
-            ">= .80 +- .04",
-            decisions(1000, users, plan, good, seed + 100),
-        )
+        counts = decisions(1000, users, plan, good, seed + 100)
+        what = f"{looks} look(s), {users} users planned for +2 pp"
+        rows.append(told(f"{what}, promised {promised:.3f}, 1,000 experiments", ">= .80 +- .04", counts))
         for harm in (0.10, 0.15):
             harmful = Effects(subscription=0.02, retention=(0.0, 0.0, -harm))
-            told(
-                f"the same, retention -{100 * harm:.0f} pp in one segment (margin 10 pp), {looks} look(s): shipped",
-                "<= .05",
-                decisions(400, users, plan, harmful, seed + 200),
-            )
-    triggered = triggered_agreement(400, 8000, 18)
-    rows.append(
-        (
-            "triggered minus untriggered effect, 30% differ, 400 experiments",
-            "within 2 SE of 0",
-            f"{triggered['difference']:+.6f} (SE {triggered['difference_se']:.6f})",
-        )
-    )
-    rows.append(("width, triggered over untriggered", "< 1; .59 by theory", f"{triggered['width_ratio']:.3f}"))
-    rows.append(
-        (
-            "95% coverage of the true diluted effect, untriggered / triggered",
-            ".95",
-            f"{triggered['coverage_plain']:.3f} / {triggered['coverage_triggered']:.3f} (SE .011)",
-        )
-    )
-    cuped = cuped_reduction(1000, 1000, 19)
-    rows.append(
-        (
-            "CUPED, variance of the effect over 1,000 experiments, with / without",
-            f"{cuped['theory']:.3f}",
-            f"{cuped['variance_ratio']:.3f}",
-        )
-    )
-    rows.append(("CUPED, planned users with / without", f"{cuped['theory']:.3f} +- 10%", f"{cuped['users_ratio']:.3f}"))
-    forecast = forecast_coverage(300, 10_000, 8000, 20)
-    for metric, part in forecast.groupby("metric"):
+            counts = decisions(400, users, plan, harmful, seed + 200)
+            what = f"{looks} look(s), retention -{100 * harm:.0f} pp in one segment (margin 10 pp), 400 experiments"
+            rows.append(told(what, "<= .05", counts))
+    return rows
+
+
+def triggered_analysis() -> list[Row]:
+    """Triggered against untriggered analysis."""
+    n = 2000
+    found = triggered_agreement(n, 8000, 18)
+    se = rate_and_se(round(0.95 * n), n)[1]
+    difference = f"{found['difference']:+.6f} (SE {found['difference_se']:.6f})"
+    coverage = f"{found['coverage_plain']:.3f} / {found['coverage_triggered']:.3f} (SE {se:.3f})"
+    return [
+        (f"triggered minus untriggered effect (truth .009), 30% differ, {n:,} experiments", "0 +- 2 SE", difference),
+        ("width, triggered over untriggered", "< 1; .59 by theory", f"{found['width_ratio']:.3f}"),
+        ("95% coverage of the true effect, untriggered / triggered", ".95", coverage),
+    ]
+
+
+def variance_reduction() -> list[Row]:
+    """CUPED against theory."""
+    found = cuped_reduction(1000, 1000, 19)
+    theory = f"{found['theory']:.3f} +- 10%"
+    return [
+        ("variance of the effect over 1,000 experiments, with / without", theory, f"{found['variance_ratio']:.3f}"),
+        ("planned users, with / without", theory, f"{found['users_ratio']:.3f}"),
+    ]
+
+
+def forecasts() -> list[Row]:
+    """Offline forecast against live outcome."""
+    n = 1000
+    compared = forecast_coverage(n, 10_000, 8000, 20)
+    rows = []
+    for metric, part in [*compared.groupby("metric"), ("both metrics", compared)]:
         share, se = rate_and_se(int(part["covered"].sum()), len(part))
         rows.append(
-            (
-                f"forecast against live, {metric}, 300 experiments: 95% interval covers 0",
-                ".95 +- .02",
-                f"{share:.3f} (SE {se:.3f})",
-            )
+            (f"95% interval of live minus forecast covers 0, {metric}", ".95 +- .02", f"{share:.3f} (SE {se:.3f})")
         )
-    share, se = rate_and_se(int(forecast["covered"].sum()), len(forecast))
-    rows.append(("the same, both metrics", ".95 +- .02", f"{share:.3f} (SE {se:.3f})"))
-    return rows
+    first = compared.iloc[:600]["covered"].mean()
+    return [*rows, ("the same, first 300 of these 1,000 experiments", ".95 +- .02", f"{first:.3f} (SE .009)")]
+
+
+GROUPS: dict[str, tuple[str, Callable[[], list[Row]]]] = {
+    "aa": ("No effect", no_effect),
+    "srm": ("Sample ratio", sample_ratios),
+    "power": ("Good and harmful candidates", power_and_harm),
+    "triggered": ("Triggered analysis", triggered_analysis),
+    "cuped": ("CUPED", variance_reduction),
+    "forecast": ("Forecast against outcome", forecasts),
+}
 
 
 def write_section(file: Path, name: str, text: str) -> None:
@@ -305,21 +327,24 @@ def write_section(file: Path, name: str, text: str) -> None:
     write_text(file, new)
 
 
-def main(measured: Callable[[], list[tuple[str, str, str]]] = measure) -> None:
-    """Measure everything and write the section."""
-    began = time.process_time()
-    rows = measured()
-    seconds = time.process_time() - began
-    lines = [
-        "## Live experiments",
-        "",
-        f"`python benchmarks/experiment.py`, {seconds:.0f} s of one core, seeds 11 to 20.",
-        "",
-    ]
-    lines += ["| promise | target | measured |", "| --- | --- | --- |", *(f"| {a} | {b} | {c} |" for a, b, c in rows)]
-    write_section(DOCS, "experiment", "\n".join(lines))
-    print("\n".join(lines))
+def main(names: Sequence[str]) -> None:
+    """Measure the named groups (default: all) and write their tables."""
+    if "<!-- experiment -->" not in (DOCS.read_text(encoding="utf-8") if DOCS.exists() else ""):
+        tables = "\n\n".join(f"<!-- experiment {name} -->\n<!-- /experiment {name} -->" for name in GROUPS)
+        intro = (
+            "`python benchmarks/experiment.py [GROUP ...]`; one core, seeds 11 to 20; SE: Monte-Carlo standard error."
+        )
+        write_section(DOCS, "experiment", f"## Live experiments\n\n{intro}\n\n{tables}")
+    for name in names or GROUPS:
+        title, measured = GROUPS[name]
+        began = time.process_time()
+        rows = measured()
+        head = [f"### {title} (`{name}`, {time.process_time() - began:.0f} s)", ""]
+        head += ["| promise | target | measured |", "| --- | --- | --- |"]
+        text = "\n".join([*head, *(f"| {what} | {target} | {found} |" for what, target, found in rows)])
+        write_section(DOCS, f"experiment {name}", text)
+        print(f"{text}\n", flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -9,7 +9,6 @@ from monitoring.experiment_power import plan_experiment
 from monitoring.experiment_read import read_experiment
 
 tt = pytest.importorskip("tea_tasting", reason="tea-tasting is an anchor only: pip install tea-tasting==1.14.0")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 PLAN = ExperimentPlan(
     metric=(
