@@ -214,6 +214,7 @@ def anchor(n: int) -> dict[str, float]:
         "reward": log["y"].to_numpy(),
         "pscore": log["propensity"].to_numpy(),
         "position": None,
+        "context": np.zeros((n, 1)),
     }
     dist, mu = np.stack([1 - policy, policy], axis=1)[:, :, None], mu_hat[:, :, 0][:, :, None]
     names = {"ips": InverseProbabilityWeighting(), "snips": SelfNormalized(), "dr": DoublyRobust()}
