@@ -232,7 +232,7 @@ def load_campaign(path: Path | str | None = None) -> Campaign:
     Raises:
         CampaignError: the file is missing or not TOML, or a key is missing, unknown or out of range.
     """
-    file = Path(path or os.environ.get("TACTFUL_CAMPAIGN", ROOT / "campaign.toml"))
+    file = Path(path or os.environ.get("TACTFUL_CAMPAIGN") or ROOT / "campaign.toml")
     return validated(Campaign, read_toml(file), file)
 
 

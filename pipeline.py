@@ -201,7 +201,7 @@ def rollback(reason: Annotated[str, typer.Option(help="Why; kept in the history.
 @app.command()
 def compact() -> None:
     """The service's append-only decision log -> Parquet (data/decisions), for training and monitoring."""
-    from bentos.compaction import compact as compact_log
+    from bentos.decision_log import compact as compact_log
 
     done = compact_log(data_dir() / "decision_log", data_dir() / "decisions")
     for path in done.damaged:
@@ -389,10 +389,11 @@ def _print_result() -> None:
     table = Table(title=f"{campaign.name}: EUR per user and window, {(frame['split'] == 'evaluate').sum():,} decisions")
     for column in ("policy", "messaged", "value", "95% interval", "true value"):
         table.add_column(column, justify="left" if column == "policy" else "right")
-    for row in rows.itertuples():
-        share = "" if row.share != row.share else f"{row.share:.0%}"
-        true = "" if row.true_value != row.true_value else f"{row.true_value:.3f}"
-        table.add_row(row.policy, share, f"{row.value:.3f}", f"{row.ci_lower:.3f} to {row.ci_upper:.3f}", true)
+    for row in rows.to_dict("records"):
+        interval = f"{row['ci_lower']:.3f} to {row['ci_upper']:.3f}"
+        share = "" if pd.isna(row["share"]) else f"{row['share']:.0%}"
+        true = "" if pd.isna(row["true_value"]) else f"{row['true_value']:.3f}"
+        table.add_row(row["policy"], share, f"{row['value']:.3f}", interval, true)
     out.print(table)
     week = max((data_dir() / "monitoring").glob("*-W*"))
     out.print(f"model report:   {folder / 'report.html'}", soft_wrap=True)

@@ -45,7 +45,7 @@ def read_decisions(decisions_dir: Path) -> pd.DataFrame:
             "phase (`tactful simulate`) or by the service"
         )
     table = ds.dataset([str(file) for file in files], format="parquet").to_table(columns=COLUMNS)
-    frame = table.to_pandas().sort_values(["decided_at", "decision_id"], ignore_index=True)
+    frame: pd.DataFrame = table.to_pandas().sort_values(["decided_at", "decision_id"], ignore_index=True)
     return frame.drop_duplicates("decision_id", ignore_index=True)
 
 

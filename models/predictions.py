@@ -58,8 +58,8 @@ def prediction_columns(
     for a, arm in enumerate(arms[1:]):
         columns |= {f"uplift_{arm}_{outcome}": uplift[:, a, o] for o, outcome in enumerate(outcomes)}
     score = scores(mu_hat, list(outcomes.values()), costs)
-    arm = policy_arm(score, threshold)
-    return pd.DataFrame({**columns, "score": score.max(axis=1), "policy_arm": arm, "eligible_by_policy": arm > 0})
+    chosen = policy_arm(score, threshold)
+    return pd.DataFrame({**columns, "score": score.max(axis=1), "policy_arm": chosen, "eligible_by_policy": chosen > 0})
 
 
 def mu_hat_of(frame: pd.DataFrame, arms: Sequence[str], outcomes: Sequence[str]) -> np.ndarray:

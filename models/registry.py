@@ -108,13 +108,18 @@ def model_path(tag: str) -> Path:
     except NotFound:
         raise ModelError(f"{tag}: not in the BentoML model store; `bentoml models list` shows what is") from None
     folder = Path(model.path)
-    found, expected = file_hashes(folder), dict(model.info.metadata.get("sha256", {}))
+    found, expected = file_hashes(folder), _stored_hashes(model.info.metadata)
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if wrong or not expected:
         raise ModelError(
             f"{tag}: {', '.join(wrong) or 'metadata'} in {folder} differs from what was packed; pack it again"
         )
     return folder
+
+
+def _stored_hashes(metadata: Any) -> dict[str, str]:
+    found: dict[str, str] = metadata.get("sha256", {})
+    return dict(found)
 
 
 def promote(tag: str, reason: str, *, at: str) -> Pointer:

@@ -92,7 +92,7 @@ def _values_section(values: pd.DataFrame) -> Section:
         text="Weighted outcome less message cost, had everybody been treated by the policy. Differences are paired: "
         "the same users under both policies.",
         plots=[values_figure(own)],
-        tables=[table_html(table, "Doubly robust estimates, EUR per user and window.", dict.fromkeys(table, "{:.3f}"))],
+        tables=[table_html(table, "Doubly robust estimates, EUR per user and window.", _formats(table, "{:.3f}"))],
         note="The response model messages as many users, ranked by their predicted first outcome under the message: "
         "what most teams do. An interval of a difference that contains 0 means: not significantly different.",
     )
@@ -100,7 +100,7 @@ def _values_section(values: pd.DataFrame) -> Section:
 
 def _gain_section(frame: pd.DataFrame, effect: np.ndarray) -> Section:
     score, user = frame["score"].to_numpy(), pd.factorize(frame["user_id"])[0]
-    autoc, qini = (rate(score, effect, target, cluster=user) for target in ("autoc", "qini"))  # type: ignore[arg-type]
+    autoc, qini = (rate(score, effect, target, cluster=user) for target in ("autoc", "qini"))
     return Section(
         "How many to message",
         text="Users are messaged from the highest score down. Where the curve falls, messages harm.",
@@ -155,7 +155,7 @@ def _tree_section(frame: pd.DataFrame, campaign: Campaign) -> Section:
 
     own = {"arm", "propensity", "hour", "score", "policy_arm", "eligible_by_policy"}
     made = ("y_", "uplift_", "mu_", "arm_of_")
-    columns = [c for c in frame.select_dtypes("number") if c not in own and not c.startswith(made)]
+    columns = [c for c in map(str, frame.select_dtypes("number")) if c not in own and not c.startswith(made)]
     known = frame[columns].fillna(frame[columns].median()).fillna(0.0)
     tree = DecisionTreeRegressor(max_depth=3, min_samples_leaf=max(20, len(frame) // 20), random_state=0)
     tree.fit(known, frame["score"])
@@ -194,8 +194,8 @@ def _intervals(rows: pd.DataFrame) -> list[str]:
     return ["" if np.isnan(low) else f"{low:.3f} to {high:.3f}" for low, high in ends]
 
 
-def _formats(table: pd.DataFrame) -> dict[str, str]:
-    return {c: "{:.4g}" for c in table.columns if pd.api.types.is_float_dtype(table[c])}
+def _formats(table: pd.DataFrame, template: str = "{:.4g}") -> dict[str, str]:
+    return {str(c): template for c in table.columns if pd.api.types.is_float_dtype(table[c])}
 
 
 def _facts(campaign: Campaign, tag: str, frame: pd.DataFrame) -> dict[str, str]:

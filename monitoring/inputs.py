@@ -87,7 +87,8 @@ def unseen_matured(decisions: pd.DataFrame, campaign: Campaign, model: NumpyMode
     recent = matured["decided_at"] > end - pd.Timedelta(weeks=campaign.monitoring.pool_weeks)
     trained_until = pd.Timestamp(model.spec.extra["data_window"]["to"])
     trained_on = (split_of(matured["user_id"], campaign.splits) == "train") & (matured["decided_at"] <= trained_until)
-    return matured[recent & ~trained_on].reset_index(drop=True)
+    kept: pd.DataFrame = matured[recent & ~trained_on].reset_index(drop=True)
+    return kept
 
 
 def model_predictions(frame: pd.DataFrame, campaign: Campaign, model: NumpyModel) -> pd.DataFrame:

@@ -76,7 +76,7 @@ def run_gate(campaign: Campaign, data: Path, tag: str, champion: str | None) -> 
     frame = pd.read_parquet(file)
     frame = frame[frame["split"] == "evaluate"].reset_index(drop=True)
     policies = {"challenger": frame["policy_arm"].to_numpy()}
-    policies |= {c.removeprefix("arm_of_"): frame[c].to_numpy() for c in frame if c.startswith("arm_of_")}
+    policies |= {name.removeprefix("arm_of_"): frame[name].to_numpy() for name in frame.filter(like="arm_of_").columns}
     if champion is not None:
         model = NumpyModel.load(model_path(champion))
         policies["champion"] = model_predictions(frame, campaign, model)["policy_arm"].to_numpy()
