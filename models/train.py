@@ -198,7 +198,8 @@ def shrinkage(
         propensity: (n,), of the arm taken.
         weights: (n_outcomes,), of the score.
 
-    Returns: `shrink.mean` (n_messages, n_outcomes) and `shrink.factor` (n_messages,) in [0, 1].
+    Returns: `shrink.mean` (n_messages, n_outcomes), `shrink.factor` (n_messages,) in [0, 1], and `interval.sd`
+        (n_messages, n_outcomes + 1): the standard error of a user's uplift by outcome, last of the score.
 
     Source: delete-a-group jackknife for the noise; best linear predictor slope, Chernozhukov et al. (2018), eq. 2.3.
     """
@@ -215,7 +216,14 @@ def shrinkage(
         moment = (predicted - predicted.mean()) * (score - score.mean()) / spread[a]
         factor[a] = _posterior(moment.mean(), moment.var() / len(moment), max(0.0, 1 - noise[a] / spread[a]))
     mean = (members[:, :, 1:] - members[:, :, :1]).mean(axis=(0, 1))
-    return {"shrink.mean": mean, "shrink.factor": factor}
+    return {"shrink.mean": mean, "shrink.factor": factor, "interval.sd": _standard_error(members, weights)}
+
+
+def _standard_error(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Jackknife standard error of an uplift, averaged over users; (n_messages, n_outcomes + 1), last the score's."""
+    uplift = members[:, :, 1:] - members[:, :, :1]
+    with_score = np.concatenate([uplift, (uplift @ weights)[..., None]], axis=-1)
+    return np.asarray(np.sqrt((len(members) - 1) * with_score.var(axis=0).mean(axis=0)))
 
 
 def _posterior(slope: float, variance: float, agreement: float) -> float:

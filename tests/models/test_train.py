@@ -238,9 +238,38 @@ def test_fit_spec_rejects(changes, message):
         make_spec(**changes)
 
 
-def test_shrinkage_is_one_without_noise_and_zero_without_signal():
+def shrink_factor(signal, member_noise, n=20_000):
+    """Shrinkage where every member predicts truth * 1 + noise of its own, the truth having sd `signal`."""
     rng = np.random.default_rng(0)
-    signal = rng.normal(size=(1, 5000, 1, 1))
-    weights = np.ones(1)
-    assert shrinkage(signal.repeat(5, axis=0), weights)["shrink.factor"] == 1
-    assert shrinkage(rng.normal(size=(5, 5000, 1, 1)), weights)["shrink.factor"] == 0
+    truth, arm = signal * rng.normal(size=n), rng.integers(0, 2, n)
+    uplift = truth + member_noise * rng.normal(size=(5, n))
+    members = np.stack([np.zeros((5, n)), uplift], axis=2)[..., None]
+    outcome = (arm * truth + rng.normal(size=n))[:, None]
+    found = shrinkage(members, members[0], outcome, arm, np.full(n, 0.5), np.ones(1))
+    return float(found["shrink.factor"][0])
+
+
+def test_shrinkage_keeps_signal_and_drops_noise():
+    assert shrink_factor(signal=0.5, member_noise=0.0) > 0.9
+    assert shrink_factor(signal=0.0, member_noise=0.5) < 0.1
+    # half of the ensemble's variance is noise: slope .5
+    assert shrink_factor(signal=0.3, member_noise=0.3 * np.sqrt(5)) == pytest.approx(0.5, abs=0.2)
+
+
+def test_interval_holds_the_prediction_and_widens_with_confidence(fitted):
+    columns = columns_of(make_frame(50, seed=6), FEATURES)
+    mu_hat = fitted.model.predict(columns)
+    (lower, upper), (wider, _) = fitted.model.interval(columns), fitted.model.interval(columns, alpha=0.01)
+    assert lower.shape == (50, 2, 3)
+    uplift = mu_hat[:, 1:] - mu_hat[:, :1]
+    assert (lower + upper)[..., :2] / 2 == pytest.approx(uplift)
+    assert (lower + upper)[..., 2] / 2 == pytest.approx(uplift @ [1.0, 0.1])
+    assert (wider < lower).all()
+
+
+def test_fit_caps_a_handful_of_extreme_outcomes():
+    frame, test = make_frame(4000), make_frame(1000, seed=9)
+    wild = frame.copy()
+    wild.loc[wild.index[:2], "spend"] = 1e6
+    tame, wild_fit = fit(frame, make_spec()).predict(test), fit(wild, make_spec()).predict(test)
+    assert np.abs(wild_fit[..., 1] - tame[..., 1]).max() < 5  # uncapped: hundreds

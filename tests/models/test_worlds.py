@@ -1,0 +1,59 @@
+"""The benchmark's worlds know their truth, and the network beats simple policies in them."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.worlds import KINDS, WEIGHTS, make_world
+from models.decision_log import Outcome
+from models.spec import FitSpec, columns_of
+from models.train import fit
+
+OUTCOMES = (Outcome("bought", "binary", 3.0), Outcome("stayed", "binary", 1.0), Outcome("hours", "continuous", 0.15))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_make_world_outcomes_have_the_means_it_says(kind):
+    world = make_world(kind, 60_000, 5, 0.5)
+    taken = world.mu[np.arange(60_000), world.frame["arm"]]
+    error = (world.frame[["bought", "stayed", "hours"]].to_numpy() - taken).mean(axis=0)
+    spread = world.frame[["bought", "stayed", "hours"]].std().to_numpy() / np.sqrt(60_000)
+    assert (np.abs(error) < 4 * spread).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_make_world_parts_share_the_world_and_seeds_do_not(kind):
+    one, two, other = (make_world(kind, 20_000, seed, 0.5, part=part) for seed, part in ((1, 0), (1, 1), (2, 0)))
+    assert not one.frame["x19"].equals(two.frame["x19"])
+    assert one.value.std() == pytest.approx(two.value.std(), rel=0.1)
+    assert np.abs(np.quantile(one.value, [0.1, 0.5, 0.9]) - np.quantile(other.value, [0.1, 0.5, 0.9])).max() > 0.005
+
+
+def grade(kind, n, control, seed):
+    train, test = make_world(kind, n, seed, control), make_world(kind, 20_000, seed, control, part=1)
+    fitted = fit(train.frame, FitSpec(train.features, ("none", "message"), OUTCOMES))
+    columns = columns_of(test.frame, test.features)
+    mu_hat, truth = fitted.model.predict(columns), test.value[:, 0]
+    score = (mu_hat[:, 1] - mu_hat[:, 0]) @ WEIGHTS
+    lower, upper = (limit[:, 0, -1] for limit in fitted.model.interval(columns))
+    oracle, constant = np.maximum(truth, 0).mean(), max(truth.mean(), 0.0)
+    covered = ((lower <= truth) & (truth <= upper)).mean()
+    return truth[score > 0].sum() / len(truth) / oracle, constant / oracle, np.corrcoef(score, truth)[0, 1], covered
+
+
+def test_network_beats_constant_policies_on_a_small_world():
+    policy, constant, correlation, _ = grade("smooth", 8000, 0.5, seed=11)
+    assert policy > constant + 0.1
+    assert correlation > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_network_full_size_policy_and_interval_coverage(kind):
+    policy, constant, _, covered = grade(kind, 40_000, 0.07, seed=12)
+    assert policy > constant - 0.01
+    assert 0.8 <= covered <= 0.99
