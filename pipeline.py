@@ -22,6 +22,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -62,6 +63,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def main() -> None:
     """Run the command; an error made on purpose prints its message, never a traceback."""
     code: int | str | None = 0
+    shown = warnings.showwarning
+    # Feast switches deprecation warnings on for everybody; those of libraries are not the user's to mend
+    warnings.showwarning = lambda message, category, *rest, **more: (
+        None if issubclass(category, DeprecationWarning) else shown(message, category, *rest, **more)
+    )
     try:
         app()
     except TactfulError as error:

@@ -186,8 +186,8 @@ def _verdict(against: Mapping[str, Comparison], guards: Sequence[Comparison], fl
     if against["send_none"].status != "better":
         reasons.append(f"not better than sending nothing: {_words(against['send_none'])}")
     for name, comparison in against.items():
-        if name not in ("champion", "send_none") and comparison.difference <= 0:
-            reasons.append(f"not better than {name}: {_words(comparison)}")
+        if name not in ("champion", "send_none") and comparison.difference + norm.ppf(1 - ALPHA) * comparison.se < 0:
+            reasons.append(f"worse than {name}: {_words(comparison)}")
     # overall a guardrail must be certified; a segment is small, so there it must only not look violated
     for guard in guards:
         if guard.status != "better" if not guard.segment else guard.difference < guard.limit:

@@ -70,7 +70,7 @@ def test_judge_a_simple_baseline_that_does_better_needs_a_person(frame):
     arms = {"challenger": arms["champion"], "linear_t_learner": arms["challenger"], "champion": 1 - arms["challenger"]}
     verdict = judge(frame, arms, mu_hat(frame), SETUP)
     assert verdict.verdict == "needs_a_person"
-    assert any(reason.startswith("not better than linear_t_learner") for reason in verdict.reasons)
+    assert any(reason.startswith("worse than linear_t_learner") for reason in verdict.reasons)
 
 
 def test_judge_a_violated_guardrail_needs_a_person(frame):
