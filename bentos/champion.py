@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bentos import metrics
 from bentos.engine import Bundle, load_bundle
+from bentos.experiments import Live
 from bentos.features import Reader
 from bentos.raw_log import Context, context_of
-from campaign import Campaign, ModelError, TactfulError
+from campaign import Campaign, ModelError, TactfulError, data_dir
 from models.registry import champion_tag, model_path, pointer_path
 
 logger = logging.getLogger("tactful.champion")
 
+NO_EXPERIMENTS = Live()
 OpenReader = Callable[[Bundle], Reader]
 
 
 @dataclass(frozen=True)
 class Serving:
-    """What answers a request, swapped as one: the model, the reader of its features, and its log context."""
+    """What answers a request, swapped as one: model, reader of its features, live experiments, and log context."""
 
     bundle: Bundle | None
     reader: Reader | None
     context: Context
+    live: Live = NO_EXPERIMENTS
 
 
 class Champion:
@@ -41,7 +44,7 @@ class Champion:
         self.serving = Serving(None, None, context_of(campaign, None))
         self.retired: list[Reader] = []  # no longer used by new batches; to be closed by the event loop, later
         self.error: str | None = "no model was loaded yet"
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: object = None
         self._failed_at: float | None = None
 
     def follow(self, clock: float, retry_seconds: float = 10.0) -> bool:
@@ -53,7 +56,7 @@ class Champion:
 
         Returns: whether another model serves now.
         """
-        stamp = _stamp(pointer_path())
+        stamp = (_stamp(pointer_path()), _folder_stamp(experiments_dir()))
         rested = self._failed_at is None or clock - self._failed_at < retry_seconds
         if stamp == self._seen and rested:
             return False
@@ -78,17 +81,40 @@ class Champion:
     def _load(self, tag: str | None) -> bool:
         if tag is None:
             raise ModelError(f"{pointer_path()}: no champion; run `tactful train`, then `tactful promote`")
-        if tag == self.tag:
+        live, old = self._experiments(), self.serving
+        if tag == self.tag and old.bundle is not None:
+            self.serving = replace(old, context=context_of(self.campaign, old.bundle, live.salts), live=live)
             return False
         bundle = load_bundle(tag, model_path(tag), self.campaign)
         reader = self.open_reader(bundle)
-        old, self.serving = self.serving, Serving(bundle, reader, context_of(self.campaign, bundle))
+        self.serving = Serving(bundle, reader, context_of(self.campaign, bundle, live.salts), live)
         if old.reader is not None:
             self.retired.append(old.reader)
         metrics.SWAPS.labels("loaded").inc()
         metrics.LOADED.set(1)
         logger.info("champion loaded", extra={"model": tag})
         return True
+
+    def _experiments(self) -> Live:
+        """Experiments of this campaign that have not ended (CampaignError: a file is not an experiment)."""
+        if not _folder_stamp(experiments_dir()):
+            return NO_EXPERIMENTS
+        from monitoring.experiment_file import read_experiments
+
+        found = [e for e in read_experiments(experiments_dir()) if e.state != "ended"]
+        other = [e.name for e in found if e.campaign_hash != self.campaign.hash]
+        if other:
+            raise ModelError(f"experiments {other} were designed for another campaign.toml; end them, or restore it")
+        return Live(tuple(found), self.campaign.segments.columns)
+
+
+def experiments_dir() -> Path:
+    """Folder of the experiments' files."""
+    return data_dir() / "experiments"
+
+
+def _folder_stamp(folder: Path) -> list[tuple[str, object]]:
+    return [(path.name, _stamp(path)) for path in sorted(folder.glob("*.json"))]
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -18,6 +18,7 @@ import numpy as np
 from bentos import metrics
 from bentos.champion import Champion, Serving
 from bentos.engine import REASONS, Decisions, Rows, decide, decide_without_model
+from bentos.experiments import with_experiments
 from bentos.features import Ask, Coalescer, Reader, no_rows
 from bentos.raw_log import DecisionLog, batch_line
 from bentos.schemas import DecideRequest
@@ -80,6 +81,9 @@ class Decider:
             decisions = decide_without_model(user_ids, self.campaign)
         else:
             decisions = decide(user_ids, rows, serving.bundle, self.campaign.assignment)
+            if serving.live.experiments:
+                chosen = (user_ids, rows, serving.bundle, self.campaign.assignment, decisions)
+                decisions = with_experiments(*chosen, serving.live, at)
         heads = [(ask.request_id, len(ask.user_ids), ask.hour, ask.surface) for ask in asks]
         line = batch_line(serving.context, at, heads, user_ids, decisions, rows)
         started = time.perf_counter()

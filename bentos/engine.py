@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bentos import assignment as assign
+from bentos.forward import SMALL, SmallBatch
 from campaign import Assignment, Campaign, ModelError
 from feature_repo.atomic import write_json
 from models.forward import NumpyModel
@@ -63,6 +64,7 @@ class Bundle:
     schema_hash: str
     campaign_hash: str
     policy_hash: str
+    small: SmallBatch | None = None
 
     @property
     def numeric(self) -> tuple[str, ...]:
@@ -76,6 +78,8 @@ class Bundle:
 
     def mu_hat(self, rows: Rows) -> np.ndarray:
         """Expected outcome under every arm; shape (n, A, O)."""
+        if len(rows.status) < SMALL and self.small is not None:
+            return self.small.predict(rows.numeric, rows.strings)
         columns = {name: rows.numeric[:, j] for j, name in enumerate(self.numeric)}
         columns |= {name: rows.strings[:, j] for j, name in enumerate(self.strings)}
         return self.model.predict(columns)
@@ -122,7 +126,14 @@ def load_bundle(tag: str, folder: Path, campaign: Campaign) -> Bundle:
     policy = {"threshold": threshold, "weights": spec.weights.tolist(), "costs": list(spec.costs), "model": tag}
     policy_hash = hashlib.sha256(json.dumps(policy, sort_keys=True).encode()).hexdigest()[:16]
     bundle = Bundle(
-        tag, model, threshold, keys["feature_service"], keys["feature_schema_hash"], keys["campaign_hash"], policy_hash
+        tag,
+        model,
+        threshold,
+        keys["feature_service"],
+        keys["feature_schema_hash"],
+        keys["campaign_hash"],
+        policy_hash,
+        SmallBatch(model),
     )
     probe(bundle, folder / "probe.json")
     return bundle

@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -47,8 +47,8 @@ class Context:
     line: bytes
 
 
-def context_of(campaign: Campaign, bundle: Bundle | None) -> Context:
-    """What decisions of this campaign and model share; without a model its fields are empty."""
+def context_of(campaign: Campaign, bundle: Bundle | None, experiments: Mapping[str, Any] | None = None) -> Context:
+    """What decisions of this campaign, model and set of experiments share; without a model its fields are empty."""
     values = {
         "campaign_hash": campaign.hash,
         "policy_hash": bundle.policy_hash if bundle else "",
@@ -58,7 +58,7 @@ def context_of(campaign: Campaign, bundle: Bundle | None) -> Context:
         "threshold": bundle.threshold if bundle else None,
         "arms": campaign.arm_names,
         "outcomes": campaign.outcome_names,
-        "salts": salts_of(campaign.assignment),
+        "salts": salts_of(campaign.assignment) | ({"experiments": experiments} if experiments else {}),
         "segments": campaign.segments.columns,
         "numeric": bundle.numeric if bundle else (),
         "strings": bundle.strings if bundle else (),

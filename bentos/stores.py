@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import calendar
+import os
 import sqlite3
 import struct
 import time
@@ -283,10 +284,11 @@ class SqliteReader:
         )
 
     def _query(self, keys: list[bytes]) -> list[tuple[int, bytes, str, bytes, int]]:
-        if self._connection is None:
-            self._connection = sqlite3.connect(
-                f"file:{self.path}?mode=ro", uri=True, timeout=0.2, check_same_thread=False
-            )
+        file = os.stat(self.path).st_ino
+        if self._connection is None or file != self._file:  # a store that was built anew is another file
+            address = f"file:{self.path}?mode=ro"
+            self._connection = sqlite3.connect(address, uri=True, timeout=0.2, check_same_thread=False)
+            self._file = file
         places = ",".join("?" * len(keys))
         parts = [
             f'SELECT {k}, entity_key, feature_name, value, event_ts FROM "{self.project}_{view}" '

@@ -77,7 +77,7 @@ def pack_models(folder: Path) -> None:
 
     campaign, store = load_campaign(), open_store(folder / "repo")
     schema = feature_schema(store)
-    users = pd.read_parquet(next((folder / "data/features").glob(f"date={END}/*.parquet")))["user_id"][:400]
+    users = pd.read_parquet(folder / f"data/features/date={END}/snapshot.parquet")["user_id"][:400]
     rng = np.random.default_rng(0)
     entity = pd.DataFrame({"user_id": users, "event_timestamp": pd.Timestamp(END, tz="UTC")}).reset_index(drop=True)
     entity["hour"], entity["surface"] = rng.integers(0, 24, len(entity)), rng.choice(["home", "search"], len(entity))

@@ -1,0 +1,92 @@
+"""The live experiment layer: users outside holdout and exploration whose slot an experiment owns get its variant's arm.
+
+Variants and their arms come from `monitoring.experiment_assign`, the same functions that read the experiment later.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bentos import assignment as assign
+from bentos.engine import CODE, OK, Bundle, Decisions, Rows
+from campaign import Assignment
+
+if TYPE_CHECKING:
+    from monitoring.experiment_file import Experiment
+
+
+@dataclass(frozen=True)
+class Live:
+    """The experiments that run, and the columns their rules may use."""
+
+    experiments: tuple[Experiment, ...] = ()
+    segments: tuple[str, ...] = ()
+
+    @property
+    def salts(self) -> dict[str, object]:
+        """What decides variants, as logged with every decision."""
+        return {
+            e.name: {"salt": e.salt, "slot_salt": e.slot_salt, "open_slots": e.open_slots, "hash": e.hash}
+            for e in self.experiments
+        }
+
+
+def with_experiments(
+    user_ids: Sequence[str],
+    rows: Rows,
+    bundle: Bundle,
+    assignment: Assignment,
+    decisions: Decisions,
+    live: Live,
+    now: datetime,
+) -> Decisions:
+    """Decisions with the experiment layer applied; unchanged where no experiment has started.
+
+    Propensities stay marginal over every layer: for all users whose features are usable, the share outside holdout and
+    exploration is spread over the arms of the variants by their shares, and over the champion's arm outside the slots.
+    """
+    # monitoring is imported when an experiment runs, not by every server
+    from monitoring.experiment_assign import OUTSIDE, experiment_propensities, experiment_variant, variant_arms
+
+    running = [e for e in live.experiments if e.is_on(now)]
+    if not running:
+        return decisions
+    spec, n = bundle.model.spec, len(user_ids)
+    usable = (rows.status == OK) & np.isfinite(decisions.score)
+    champion = np.where(usable & (decisions.score > bundle.threshold), _best(decisions.uplift, bundle), 0)
+    segments = segments_of(rows, bundle, live.segments)
+    layer, arm, reason = decisions.layer.copy(), decisions.arm.copy(), decisions.reason.copy()
+    mixed = np.zeros((n, len(spec.arms)))
+    mixed[np.arange(n), champion] = 1 - len(running)
+    for experiment in running:
+        arms = variant_arms(experiment, champion, decisions.uplift, spec.weights, np.array(spec.costs)[1:], segments)
+        mixed += experiment_propensities(experiment, arms, champion, len(spec.arms))
+        variant = experiment_variant(experiment, user_ids)
+        inside = (variant != OUTSIDE) & (decisions.layer == assign.POLICY)
+        layer[inside] = assign.EXPERIMENT
+        taken = inside & usable
+        arm[taken] = arms[taken, variant[taken]]
+        answer = np.where(arm > 0, CODE["eligible"], CODE["below_threshold"])
+        reason[taken] = np.where(variant == 0, CODE["baseline_arm"], answer)[taken]
+    h, e = assignment.holdout_share, assignment.exploration_share
+    chance = e / len(spec.arms) + (1 - h - e) * mixed
+    chance[:, 0] += h
+    chance = np.where(usable[:, None], chance, decisions.propensities)
+    return replace(decisions, layer=layer, arm=arm, reason=reason, propensities=chance)
+
+
+def segments_of(rows: Rows, bundle: Bundle, columns: Sequence[str]) -> Mapping[str, np.ndarray]:
+    """The segment columns that are features of the model; shape (n,) each."""
+    found = {name: rows.strings[:, j] for j, name in enumerate(bundle.strings) if name in columns}
+    return found | {name: rows.numeric[:, j] for j, name in enumerate(bundle.numeric) if name in columns}
+
+
+def _best(uplift: np.ndarray, bundle: Bundle) -> np.ndarray:
+    scores = uplift @ bundle.model.spec.weights - np.array(bundle.model.spec.costs)[1:]
+    best: np.ndarray = np.where(np.isnan(scores), -np.inf, scores).argmax(axis=1) + 1
+    return best

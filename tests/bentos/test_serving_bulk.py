@@ -1,0 +1,94 @@
+"""Bulk scoring and the whole worker, in this process, on the built world."""
+
+import asyncio
+from datetime import timedelta
+
+import numpy as np
+import pandas as pd
+import pytest
+from serving_world import END, NOW
+
+from bentos.bulk import score_all
+from bentos.schemas import DecideRequest
+from bentos.worker import Worker
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:On demand feature view:RuntimeWarning"),
+]
+
+
+@pytest.fixture
+def inside(world, monkeypatch):
+    """This process lives in the world."""
+    from bentoml._internal.configuration.containers import BentoMLContainer
+
+    monkeypatch.setenv("TACTFUL_DATA", str(world / "data"))
+    monkeypatch.setenv("TACTFUL_FEATURE_REPO", str(world / "repo"))
+    monkeypatch.setenv("TACTFUL_NOW", NOW.isoformat())
+    monkeypatch.delenv("TACTFUL_STORE", raising=False)
+    BentoMLContainer.bentoml_home.set(str(world / "bentoml"))
+    yield world
+    BentoMLContainer.bentoml_home.reset()
+
+
+async def decide(users, jump=None, monkeypatch=None):
+    """The worker's answers about users without context; then again at the instants of `jump`."""
+    worker = Worker()
+    await worker.start()
+    try:
+        answers = [(await worker.decider.decide(DecideRequest(user_ids=users)))["decisions"]]
+        for moment in jump or []:
+            monkeypatch.setenv("TACTFUL_NOW", moment.isoformat())
+            answers.append((await worker.decider.decide(DecideRequest(user_ids=users)))["decisions"])
+        assert await worker.problems() == []
+        return answers
+    finally:
+        await worker.stop()
+
+
+def test_score_all_equals_the_service(inside, campaign):
+    folder = score_all(inside / "data", campaign, now=NOW, batch_rows=128)
+    parts = sorted(folder.glob("part-*.parquet"))
+    frame = pd.concat([pd.read_parquet(part) for part in parts]).set_index("user_id")
+    assert len(parts) == -(-len(frame) // 128)
+    assert frame.index.is_unique
+    assert set(frame["layer"]) >= {"holdout", "exploration", "policy"}
+    users = frame.index[:300].tolist()
+    (answers,) = asyncio.run(decide(users))
+    found = frame.loc[users]
+    assert found["reason"].tolist() == [d["reason"] for d in answers]
+    assert found["arm"].tolist() == [d["arm"] for d in answers]
+    np.testing.assert_allclose(found["score"], [d["score"] for d in answers], rtol=0, atol=1e-6)
+    for outcome in campaign.outcome_names:
+        served = [d["uplift"]["premium_offer"][outcome] for d in answers]
+        np.testing.assert_allclose(found[f"uplift_premium_offer_{outcome}"], served, rtol=0, atol=1e-6)
+
+
+def test_score_all_resumes_and_starts_over_when_inputs_change(inside, campaign):
+    folder = score_all(inside / "data", campaign, now=NOW, batch_rows=128)
+    times = {part.name: part.stat().st_mtime_ns for part in folder.glob("part-*.parquet")}
+    assert score_all(inside / "data", campaign, now=NOW, batch_rows=128) == folder
+    missing = folder / "part-00001.parquet"
+    content = pd.read_parquet(missing)
+    missing.unlink()
+    (folder / "run.json").write_text(
+        (folder / "run.json").read_text().replace(',\n "done": true', "").replace(' "done": true,\n', "")
+    )
+    score_all(inside / "data", campaign, now=NOW, batch_rows=128)
+    after = {part.name: part.stat().st_mtime_ns for part in folder.glob("part-*.parquet")}
+    assert {name for name in after if after[name] != times[name]} == {"part-00001.parquet"}
+    pd.testing.assert_frame_equal(pd.read_parquet(missing), content)
+    score_all(inside / "data", campaign, now=NOW + timedelta(days=30), batch_rows=128)
+    assert set(pd.read_parquet(missing)["reason"]) == {"stale_features"}
+    assert folder.name == f"date={END}"
+
+
+def test_worker_survives_a_clock_that_jumps(inside, monkeypatch):
+    users = [str(u) for u in np.load(inside / "expected.npz")["users"][:20]]
+    jumps = [NOW + timedelta(days=30), NOW - timedelta(days=30), NOW]
+    first, ahead, behind, back = asyncio.run(decide(users, jumps, monkeypatch))
+    assert {d["reason"] for d in ahead} == {"stale_features"}
+    assert not any(d["eligible"] for d in ahead)
+    assert behind == first, "features from the future of a clock that is behind are still the newest"
+    assert back == first

@@ -1,0 +1,228 @@
+"""Faults against the real server with two workers on Redis: every one of them fails safe, and passes."""
+
+import json
+import os
+import signal
+import string
+import threading
+import time
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+from conftest import redis_server
+from serving_world import world_env
+from test_serving_server import wait_for
+
+from bentos import serve
+from bentos.decision_log import read_decisions
+
+pytestmark = [pytest.mark.slow, pytest.mark.redis]
+
+
+@pytest.fixture(scope="module")
+def faulty(redis_world):
+    """(process, address, world, Redis port) of a server with two workers."""
+    world, port = redis_world
+    environ = world_env(world, TACTFUL_STORE="redis", TACTFUL_WORKERS="2", TACTFUL_FEATURE_SECONDS="0.3")
+    process, url = serve.start(world / "faults.log", environ)
+    try:
+        serve.wait_until(process, f"{url}/readyz", world / "faults.log", 300)
+        yield process, url, world, port
+    finally:
+        serve.stop(process)
+
+
+@pytest.fixture
+def users(redis_world):
+    return [str(u) for u in np.load(redis_world[0] / "expected.npz")["users"]]
+
+
+class Load:
+    """Clients that ask all the time; statuses and decisions in the order they came back."""
+
+    def __init__(self, url, users, clients=4):
+        self.url, self.users, self.stop = url, users, threading.Event()
+        self.answers, self.errors = [], []
+        self.threads = [threading.Thread(target=self._ask, args=(i,)) for i in range(clients)]
+
+    def _ask(self, i):
+        body = {"user_ids": self.users[i * 20 : i * 20 + 20], "context": {"hour": 20}}
+        while not self.stop.is_set():
+            try:
+                # a new connection each time: both workers get their share
+                response = httpx.post(f"{self.url}/decide", json=body, timeout=10)
+                self.answers.append((time.monotonic(), response.status_code, response.json()))
+            except httpx.TransportError as error:
+                self.errors.append(error)
+                time.sleep(0.05)
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+
+    def reasons(self, since=0.0):
+        return {d["reason"] for at, _, answer in list(self.answers) if at > since for d in answer["decisions"]}
+
+
+def usable(url, users):
+    return "feature_store_error" not in {d["reason"] for d in decide(url, users)["decisions"]}
+
+
+def decide(url, users):
+    return httpx.post(f"{url}/decide", json={"user_ids": users[:5], "context": {"hour": 20}}, timeout=10).json()
+
+
+def workers(process):
+    return [
+        p for p in psutil.Process(process.pid).children() if "_bentoml_impl.worker.service" in " ".join(p.cmdline())
+    ]
+
+
+def redis_process(port):
+    """The Redis on a port; its title is "redis-server 127.0.0.1:PORT"."""
+    (found,) = [
+        p for p in psutil.process_iter(["cmdline"]) if f"redis-server 127.0.0.1:{port}" in str(p.info["cmdline"])
+    ]
+    return found
+
+
+def test_faults_redis_slow_is_cut_off_and_fails_safe(faulty, users):
+    _, url, _, port = faulty
+    redis = redis_process(port)
+    redis.suspend()
+    try:
+        started = time.monotonic()
+        answer = decide(url, users)
+        assert time.monotonic() - started < 3
+        assert {d["reason"] for d in answer["decisions"]} == {"feature_store_error"}
+        assert not any(d["eligible"] for d in answer["decisions"])
+    finally:
+        redis.resume()
+    wait_for(lambda: usable(url, users), 2)
+
+
+def test_faults_redis_stopped_and_started_again(faulty, users):
+    _, url, world, port = faulty
+    with Load(url, users) as load:
+        time.sleep(1)
+        redis = redis_process(port)
+        redis.terminate()
+        redis.wait(10)
+        gone = time.monotonic()
+        time.sleep(1)
+        assert load.reasons(since=gone + 0.5) == {"feature_store_error"}
+        wait_for(lambda: httpx.get(f"{url}/readyz").status_code == 503, 5)
+        with redis_server(world, port):
+            back = time.monotonic()
+            time.sleep(2)
+            assert "feature_store_error" not in load.reasons(since=back + 2)
+            time.sleep(0.5)
+            load.stop.set()
+            restarted = [a for a in load.answers if a[0] > back + 2]
+            assert restarted
+            assert not load.errors
+            assert {status for _, status, _ in load.answers} == {200}
+
+
+@pytest.fixture
+def redis_again(faulty):
+    """The Redis that the test before stopped."""
+    with redis_server(*faulty[2:]):
+        yield
+
+
+@pytest.mark.usefixtures("redis_again")
+def test_faults_full_disk_is_never_an_unlogged_decision(faulty, users):
+    """A file size limit on the workers stands in for a full disk: their writes are refused in the same way."""
+    process, url, world, _ = faulty
+    wait_for(lambda: usable(url, users), 5)
+    before = [(w, w.rlimit(psutil.RLIMIT_FSIZE)) for w in workers(process)]
+    try:
+        for worker, (_, hard) in before:
+            worker.rlimit(psutil.RLIMIT_FSIZE, (1, hard))
+        response = httpx.post(f"{url}/decide", json={"user_ids": users[:5]})
+        assert response.status_code == 503
+        assert not any(d["eligible"] for d in response.json()["decisions"])
+        wait_for(lambda: httpx.get(f"{url}/readyz").status_code == 503, 5)
+    finally:
+        for worker, limit in before:
+            worker.rlimit(psutil.RLIMIT_FSIZE, limit)
+    wait_for(lambda: httpx.get(f"{url}/readyz").status_code == 200, 5)
+    answer = decide(url, users)
+    rows = [r for f in (world / "data/decision_log").glob("*.log") for r in read_decisions(f)]
+    assert answer["request_id"] in {r["request_id"] for r in rows}
+
+
+@pytest.mark.usefixtures("redis_again")
+def test_faults_two_workers_swap_each_answer_names_its_model(faulty, users):
+    _, url, world, _ = faulty
+    first, second = json.loads((world / "models.json").read_text())
+    pointer = world / "data/registry/champion.json"
+    text = pointer.read_text()
+    with Load(url, users[:80]) as load:
+        for tag in (second, first, second):
+            aside = pointer.with_suffix(".tmp")
+            aside.write_text(json.dumps({**json.loads(text), "champion": tag}))
+            os.replace(aside, pointer)
+            time.sleep(2)
+    pointer.write_text(text)
+    assert {answer["model"] for _, _, answer in load.answers} == {first, second}
+    assert not load.errors
+    by_model = {first: {}, second: {}}
+    for _, _, answer in load.answers:
+        for d in answer["decisions"]:
+            by_model[answer["model"]].setdefault(d["user_id"], set()).add(d["score"])
+    for tag, scores in by_model.items():
+        assert scores, tag
+        assert all(len(values) == 1 for values in scores.values()), "one model, one user, one score"
+
+
+@pytest.mark.usefixtures("redis_again")
+def test_faults_fuzzed_requests_never_decide_nor_break_the_server(faulty):
+    """10,000 generated bad requests: no 5xx, nobody eligible, no traceback, no id in the log, metrics bounded."""
+    _, url, world, _ = faulty
+    rng = np.random.default_rng(0)
+    before = len(httpx.get(f"{url}/metrics").content)
+    alphabet = np.array(list(string.printable + "éü\u4e2d\x00"))
+    seeds = [b'{"user_ids": ["zz-secret"], "context": {"hour": 1, "surface": "home"}}', b'{"user_ids": []}', b"[]"]
+    statuses = set()
+    with httpx.Client(timeout=10) as client:
+        for i in range(10_000):
+            body = bytearray(seeds[i % len(seeds)])
+            for _ in range(rng.integers(1, 6)):
+                body[rng.integers(len(body))] = rng.integers(256)
+            if i % 3 == 2:
+                body = "".join(rng.choice(alphabet, rng.integers(1, 200))).encode()
+            path = "/decide" if i % 10 else "/" + "".join(rng.choice(list(string.ascii_letters), 8))
+            kind = {"content-type": "application/json" if i % 7 else "text/x"}
+            response = client.post(url + path, content=bytes(body), headers=kind)
+            statuses.add(response.status_code)
+            assert response.status_code < 500, body
+            assert b"Traceback" not in response.content
+            assert b'"eligible":true' not in response.content
+    assert {400, 404, 415} <= statuses
+    assert len(httpx.get(f"{url}/metrics").content) < before + 10_000
+    assert "zz-secret" not in (world / "faults.log").read_text()
+
+
+@pytest.mark.usefixtures("redis_again")
+def test_faults_terminated_under_load_answers_what_it_took(faulty, users):
+    process, url, world, _ = faulty
+    with Load(url, users) as load:
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        process.wait(30)
+    rows = [r for f in (world / "data/decision_log").glob("*.log") for r in read_decisions(f)]
+    logged = {(r["request_id"], r["user_id"]) for r in rows}
+    answered = {(a["request_id"], d["user_id"]) for _, _, a in load.answers for d in a["decisions"]}
+    assert len(answered) > 50
+    assert answered <= logged
+    assert {status for _, status, _ in load.answers} == {200}
