@@ -6,7 +6,7 @@ A DataLoader that collates single rows is about twenty times slower on nets this
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -40,18 +40,31 @@ class TrainingRows(NamedTuple):
     fold: np.ndarray
 
 
-def optimise(rows: TrainingRows, start: Tensors, spec: FitSpec, progress: Progress | None = None) -> Tensors:
+Blocks = Callable[[np.random.Generator], Iterable[TrainingRows]]
+
+
+def optimise(
+    rows: TrainingRows,
+    start: Tensors,
+    spec: FitSpec,
+    progress: Progress | None = None,
+    blocks: Blocks | None = None,
+    n: int | None = None,
+) -> Tensors:
     """Train the ensemble; returns its weights under the names `models.forward` reads.
 
     Args:
-        rows: the training rows, encoded.
+        rows: the training rows, encoded; with `blocks`, a sample of them.
         start: rule tensors; with weights among them the training continues from those.
         spec: arms, outcomes, schedule, seed.
         progress: called after every step.
+        blocks: gives the rows of one epoch block by block, for data that does not fit in memory.
+        n: rows of an epoch of `blocks`.
     """
     rng = np.random.default_rng(spec.seed)
     binary = [o.kind == "binary" for o in spec.outcomes]
-    counts = np.bincount(rows.arm, minlength=len(spec.arms))
+    n = n or len(rows.arm)
+    counts = np.bincount(rows.arm, minlength=len(spec.arms)) * (n / len(rows.arm))
     base = rows.outcome.mean(axis=0, dtype=np.float64)
     with one_thread():
         net = UpliftNet(
@@ -65,16 +78,15 @@ def optimise(rows: TrainingRows, start: Tensors, spec: FitSpec, progress: Progre
         if "head.weight" in start:
             net.load(start)
         loss = _loss(net, counts, base, binary, start)
-        batch = int(np.clip(len(rows.arm) // STEPS_PER_EPOCH, SMALLEST_BATCH, spec.batch_rows))
-        steps = spec.epochs * math.ceil(len(rows.arm) / batch)
+        batch = int(np.clip(n // STEPS_PER_EPOCH, SMALLEST_BATCH, spec.batch_rows))
+        steps = spec.epochs * math.ceil(n / batch)
         stepper = _optimiser(net, spec, steps)
-        done = 0
-        for _ in range(spec.epochs):
-            for part in shuffled(rows, batch, len(spec.arms), spec.members, start, rng):
-                stepper(loss(*part))
-                done += 1
-                if progress is not None:
-                    progress(done, steps)
+        epochs = (block for _ in range(spec.epochs) for block in (blocks(rng) if blocks else [rows]))
+        parts = (part for block in epochs for part in shuffled(block, batch, len(spec.arms), spec.members, start, rng))
+        for done, part in enumerate(parts, start=1):
+            stepper(loss(*part))
+            if progress is not None:
+                progress(min(done, steps), steps)
         return net.tensors()
 
 

@@ -173,8 +173,13 @@ def _strings(name: str, column: pd.Series) -> np.ndarray:
     return np.asarray(values, dtype=object)
 
 
-def labels_of(frame: pd.DataFrame, spec: FitSpec) -> Labels:
+def labels_of(frame: pd.DataFrame, spec: FitSpec, shares: np.ndarray | None = None) -> Labels:
     """Arm, outcomes and propensity of a training frame, checked.
+
+    Args:
+        frame: one row per decision.
+        spec: names of its columns.
+        shares: (n_arms,), of the whole table where `frame` is a part of it: then a part may lack an arm.
 
     Raises: DataError: empty frame, unknown arm, an arm without rows, a propensity outside (0, 1), an outcome that is
         missing, NaN, infinite or not 0/1 although binary.
@@ -183,8 +188,9 @@ def labels_of(frame: pd.DataFrame, spec: FitSpec) -> Labels:
     if len(frame) == 0:
         raise DataError("the training frame is empty; give at least a few hundred rows of each arm")
     arm = _arms(frame, spec)
+    if shares is None:
+        shares = _check_counts(np.bincount(arm, minlength=len(spec.arms)), spec) / len(arm)
     outcome = np.column_stack([_outcome(frame, spec.outcome_prefix + o.name, o.kind) for o in spec.outcomes])
-    shares = np.bincount(arm, minlength=len(spec.arms)) / len(arm)
     propensity = shares[arm] if spec.propensity is None else _propensity(frame, spec.propensity)
     return Labels(arm, outcome, propensity)
 
@@ -199,8 +205,10 @@ def _arms(frame: pd.DataFrame, spec: FitSpec) -> np.ndarray:
             f"arm column {spec.arm!r}: {int(bad.sum())} rows hold no known arm (first: row {int(bad.argmax())}, "
             f"{frame[spec.arm].iloc[int(bad.argmax())]}); expected 0..{len(spec.arms) - 1} for {list(spec.arms)}"
         )
-    arm = column.astype(np.int64)
-    counts = np.bincount(arm, minlength=len(spec.arms))
+    return column.astype(np.int64)
+
+
+def _check_counts(counts: np.ndarray, spec: FitSpec) -> np.ndarray:
     if (counts == 0).any():
         listed = ", ".join(f"{name}: {count}" for name, count in zip(spec.arms, counts, strict=True))
         raise DataError(f"every arm needs rows, found {listed}; uplift is a difference between arms of one experiment")
@@ -208,7 +216,7 @@ def _arms(frame: pd.DataFrame, spec: FitSpec) -> np.ndarray:
         if count < FEW_ROWS:
             message = f"arm {name!r} has {count} rows (< {FEW_ROWS}): its uplift by user is mostly the average"
             warnings.warn(message, UserWarning, stacklevel=4)
-    return arm
+    return counts
 
 
 def _outcome(frame: pd.DataFrame, name: str, kind: str) -> np.ndarray:

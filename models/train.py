@@ -93,7 +93,7 @@ def fit(
     """
     labels, columns, fold = labels_of(frame, spec), columns_of(frame, spec.features), folds(frame, spec)
     outcome, units = standardise(labels.outcome, [o.kind for o in spec.outcomes])
-    start = _fresh(columns, labels, outcome, fold, spec) if warm_start is None else _taken_over(warm_start, spec)
+    start = fresh(columns, labels, outcome, fold, spec) if warm_start is None else _taken_over(warm_start, spec)
     inputs = enc.encode(columns, start.features, start.tensors)
     rows = TrainingRows(inputs, labels.arm, outcome, labels.propensity, fold)
     tensors = start.tensors | units | optimise(rows, start.tensors, spec, progress)
@@ -130,7 +130,7 @@ def _capped(y: np.ndarray) -> np.ndarray:
     return np.clip(y, *np.quantile(spread, [1 - CAP, CAP])) if len(spread) else y
 
 
-def _fresh(
+def fresh(
     columns: Mapping[str, np.ndarray], labels: Labels, outcome: np.ndarray, fold: np.ndarray, spec: FitSpec
 ) -> Start:
     """Encoding and rules learned from this frame."""
