@@ -118,7 +118,7 @@ PROFILES = (
     Profile(
         start={"one": 0.0, "fresh": 0.8, "middling": 1.3, "skip": -0.65, "price": -0.4, "fatigue": -1.6, "web": -0.9,
                "evening_match": 0.6, "home": 0.4, "trial": -0.3, "susceptible": 0.3},
-        churn={"one": -1.4, "premium": 0.2, "premium_active": 0.9, "skip": 0.6, "free_skip": 0.5, "fatigue": 2.0,
+        churn={"one": -1.3, "premium": 0.2, "premium_active": 0.9, "skip": 0.6, "free_skip": 0.5, "fatigue": 2.0,
                "skip_fatigue": 2.0, "tolerance": -0.5, "lapsed": -1.0, "web": 0.7, "susceptible": -0.2},
         listening={"one": 0.1, "fatigue": -0.3, "evening_match": 0.2, "skip": -0.06, "premium": -0.1},
     ),

@@ -47,7 +47,8 @@ class Due:
     """Users whose block starts on one day; arrays of shape (n,), ordered by user number.
 
     `truth` has shape (n, n_arms, 3): expected subscribed, retained, listening_hours under each arm. It is for
-    measuring, never for deciding.
+    measuring, never for deciding. `user_key` and `key` (of the user's block) seed draws made outside, as in
+    `draws.uniform(due.key, "my label")`: they do not disturb the world's own.
     """
 
     user_ids: NDArray[np.object_]
