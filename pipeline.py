@@ -272,6 +272,87 @@ def retrain(
     _answer(as_json, verdict.summary(), verdict.text())
 
 
+# ---------------------------------------------------------------------------------------------------- live experiments
+
+Baseline = Annotated[str, typer.Option(help="Policy of the control variant: send_none or send_all.")]
+
+
+@experiment_app.command("plan")
+def plan_experiment(
+    name: Annotated[str, typer.Argument(help="Name of the experiment.")],
+    baseline: Baseline = "send_none",
+    share: Annotated[float, typer.Option(help="Share of users outside holdout and exploration that take part.")] = 0.5,
+    starts: DateOption = None,
+    looks: Annotated[int, typer.Option(min=1, help="Planned readings.")] = 1,
+    power: Annotated[float, typer.Option(help="Wanted probability that a candidate this good ships.")] = 0.8,
+    as_json: JsonOption = False,
+) -> None:
+    """The champion against a baseline: sample size, duration, and the file that the service picks up."""
+    import pandas as pd
+
+    from monitoring.experiment_file import Variant
+    from monitoring.experiment_forecast import forecasts_of
+    from monitoring.experiment_run import plan_live, planning_frame
+
+    campaign, tag = load_campaign(), _champion()
+    report = data_dir() / "reports" / tag.replace(":", "-")
+    values = pd.read_csv(report / "values.csv", keep_default_na=False, na_values=["nan", ""]).fillna({"segment": ""})
+    forecast = forecasts_of(values, "uplift policy", baseline, "champion", model_tag=tag)
+    effects = {f.metric: f.value for f in forecast}
+    history = planning_frame(pd.read_parquet(report / "frame.parquet"), campaign, data_dir() / "logs", _as_of(None))
+    variants = [
+        Variant(name=baseline, policy=baseline, share=0.5),
+        Variant(name="champion", policy="champion", share=0.5),
+    ]  # type: ignore[arg-type]
+    _, planned = plan_live(
+        campaign,
+        data_dir() / "experiments",
+        name,
+        variants,
+        history,
+        effects,
+        share=share,
+        starts_at=starts.replace(tzinfo=UTC) if starts else _now(),
+        looks=looks,
+        power=power,
+        forecast=forecast,
+    )
+    if as_json:
+        _answer(True, planned.to_dict(), "")
+        return
+    _print_frame(planned.table)
+    out.print(
+        f"{planned.users:,} users in both variants, read after {planned.days} days; a candidate as good as forecast"
+    )
+    out.print(
+        f"ships with probability {planned.ship_probability:.2f}. Written: {data_dir() / 'experiments'}/{name}.json"
+    )
+
+
+@experiment_app.command("read")
+def read_experiment(
+    name: Annotated[str | None, typer.Argument(help="Name of a planned experiment.")] = None,
+    frame: Annotated[Path | None, typer.Option(help="Or a table of any experiment, one row per user.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="PLAN.toml of that table.")] = None,
+    triggered: Annotated[bool, typer.Option(help="Only users whom the variants treat differently.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Ship, hold or roll back: effects, guardrails and quality checks of a live experiment, or of a plain table."""
+    from models.table import read_table
+    from monitoring import ExperimentPlan
+    from monitoring import read_experiment as read
+    from monitoring.experiment_report import markdown
+    from monitoring.experiment_run import read_live
+
+    if frame is not None and plan is not None and name is None:
+        readout = read(read_table(frame), ExperimentPlan.from_toml(plan))
+    elif name is not None and frame is None and plan is None:
+        readout = read_live(load_campaign(), data_dir(), name, _as_of(None), triggered=triggered)
+    else:
+        raise typer.BadParameter("give the name of a planned experiment, or --frame FRAME with --plan PLAN.toml")
+    _answer(as_json, readout.to_dict(), markdown(readout, name or frame.stem))  # type: ignore[union-attr]
+
+
 # ------------------------------------------------------------------------------------------------- your own tables
 
 

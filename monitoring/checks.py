@@ -149,7 +149,7 @@ def _columns(profile: Profile, counts: Counts, campaign: Campaign) -> list[Check
             "renamed": _renamed(ref.bins, now.bins) if column["kind"] == "string" else 0.0,
         }
         if column["role"] == "ignored":  # moves by itself; broken only when it is gone
-            found = {"missing": missing - missing_ref if missing > 0.99 else 0.0, "range": found["range"]}
+            found = {"missing": missing - missing_ref if missing > 0.99 else 0.0}
         for kind, value in found.items():
             if value > worst.get(kind, (-1.0, ""))[0]:
                 worst[kind] = (float(value), name)
