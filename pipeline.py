@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 # Before any library is imported: telemetry off, one thread per process (nets this small lose on two).
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -274,7 +274,9 @@ def retrain(
 
 # ---------------------------------------------------------------------------------------------------- live experiments
 
-Baseline = Annotated[str, typer.Option(help="Policy of the control variant: send_none or send_all.")]
+Baseline = Annotated[
+    Literal["send_none", "send_all"], typer.Option(help="Policy of the control variant: send_none or send_all.")
+]
 
 
 @experiment_app.command("plan")
@@ -303,7 +305,7 @@ def plan_experiment(
     variants = [
         Variant(name=baseline, policy=baseline, share=0.5),
         Variant(name="champion", policy="champion", share=0.5),
-    ]  # type: ignore[arg-type]
+    ]
     _, planned = plan_live(
         campaign,
         data_dir() / "experiments",

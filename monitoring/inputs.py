@@ -28,6 +28,9 @@ MOVING = (
     "messages_7d",
     "messages_28d",
     "messages_90d",
+    "clicks_28d",
+    "dismissals_28d",
+    "dismissal_rate_90d",
     "days_since_message",
     "days_since_dismissal",
 )
@@ -66,7 +69,7 @@ def weekly_inputs(campaign: Campaign, data: Path, day: date, as_of: datetime) ->
         matured_frame=pd.concat([_with_predictions(store, matured, campaign, model), outcomes], axis=1),
         profile=profile,
         reference_sample=_reference_sample(data / "reports" / tag.replace(":", "-") / "frame.parquet"),
-        quarantined=tuple(path.read_text(encoding="utf-8") for path in sorted((data / "quarantine").rglob("*.txt"))),
+        quarantined=_quarantined(data / "quarantine", monday.date()),
     )
 
 
@@ -103,6 +106,12 @@ def model_predictions(frame: pd.DataFrame, campaign: Campaign, model: NumpyModel
 def _with_predictions(store: Any, decisions: pd.DataFrame, campaign: Campaign, model: NumpyModel) -> pd.DataFrame:
     frame = decision_features(store, decisions)
     return pd.concat([frame, model_predictions(frame, campaign, model)], axis=1)
+
+
+def _quarantined(folder: Path, monday: date) -> tuple[str, ...]:
+    """Why log files that arrived in the week were refused."""
+    week = {f"date={monday + timedelta(days=k)}" for k in range(7)}
+    return tuple(note.read_text(encoding="utf-8") for note in sorted(folder.rglob("*.txt")) if week & set(note.parts))
 
 
 def _reference_sample(file: Path) -> pd.DataFrame | None:
