@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 SEEDS = (100, 101, 102, 103)
 CELLS = [(kind, control) for kind in KINDS for control in (0.07, 0.5)]
 NETWORK = "network"
+COLUMNS = ["part", "kind", "control", "seed", "method", "policy", "pehe", "cpu", "constant", "coverage"]
 
 
 def spec_of(world: World, **changes: object) -> FitSpec:
@@ -159,10 +161,48 @@ def network(train: World, test: World) -> np.ndarray:
     return uplift_score(fitted.model.predict(columns))
 
 
+def separate_models(train: World, test: World) -> np.ndarray:
+    """One binary network per message, each on control and that message only."""
+    scores = []
+    for arm in range(1, train.mu.shape[1]):
+        rows = train.frame["arm"].isin([0, arm]).to_numpy()
+        frame = train.frame[rows].assign(arm=(train.frame.loc[rows, "arm"] == arm).astype(int))
+        scores.append(network(World(frame, train.features, train.mu[rows][:, [0, arm]]), test)[:, 0])
+    return np.column_stack(scores)
+
+
+def run_weights() -> None:
+    """For three weight vectors: oracle value of the default fit's policy, and of a fit made for those weights."""
+    vectors = {"3, 1, .15": (3.0, 1.0, 0.15), "1, 4, 0": (1.0, 4.0, 0.0), "0, 0, 1": (0.0, 0.0, 1.0)}
+    for seed in SEEDS[:2]:
+        for kind, control in CELLS:
+            train = make_world(kind, 40_000, seed, control)
+            test = make_world(kind, 40_000, seed, control, part=1)
+            mu_default = fit(train.frame, spec_of(train)).predict(test.frame)
+            for name, weights in list(vectors.items())[1:]:
+                outcomes = tuple(Outcome(o[0], o[1], w) for o, w in zip(OUTCOMES, weights, strict=True))  # type: ignore[arg-type]
+                own = fit(train.frame, replace(spec_of(train), outcomes=outcomes)).predict(test.frame)
+                truth = (test.mu[:, 1] - test.mu[:, 0]) @ weights
+                for method, mu_hat in (("one fit for all weights", mu_default), ("fit for these weights", own)):
+                    sent = (mu_hat[:, 1] - mu_hat[:, 0]) @ np.array(weights) > 0
+                    policy = 100 * np.where(sent, truth, 0).mean() / np.maximum(truth, 0).mean()
+                    keep(
+                        {
+                            "part": "weights",
+                            "kind": f"{kind} ({name})",
+                            "control": control,
+                            "seed": seed,
+                            "method": method,
+                            "policy": round(float(policy), 2),
+                        }
+                    )
+
+
 METHODS: dict[str, Callable[[World, World], np.ndarray]] = {
     NETWORK: network,
     "network without rules": ours(fit, rules=0),
     "plain network": plain_network,
+    "separate networks": separate_models,
     "linear T-learner": ours(fit_linear_t),
     "LightGBM S-learner": ours(fit_lightgbm_s),
     "LightGBM T-learner": ours(fit_lightgbm_t),
@@ -210,8 +250,14 @@ def run(part: str, methods: list[str], seeds: tuple[int, ...], cells: list[tuple
                 row = {"part": part, "kind": kind, "control": control, "seed": seed, "method": method}
                 row |= {"policy": round(policy, 2), "pehe": round(pehe, 4), "cpu": round(cpu_seconds() - start, 1)}
                 row |= {"constant": round(constant_policy(test), 2), "coverage": coverage.get(NETWORK)}
-                print(row, flush=True)
-                pd.DataFrame([row]).to_csv(RESULTS, mode="a", header=not RESULTS.exists(), index=False)
+                keep(row)
+
+
+def keep(row: dict[str, object]) -> None:
+    """Print a result and append it to the csv."""
+    print(row, flush=True)
+    line = pd.DataFrame([row], columns=COLUMNS)
+    line.to_csv(RESULTS, mode="a", header=not RESULTS.exists(), index=False)
 
 
 def mean_and_error(values: pd.Series) -> str:
@@ -267,10 +313,21 @@ def constant_table(results: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def weights_table(results: pd.DataFrame) -> str:
+    """Policy of the one fit, of the fit for the weights, and what the first loses."""
+    wide = results.pivot_table(index=["kind", "control", "seed"], columns="method", values="policy")
+    one, own = wide["one fit for all weights"], wide["fit for these weights"]
+    lines = ["| world (weights) | one fit | fit for these weights | loss, points |", "|---" * 4 + "|"]
+    for (kind, control), rows in wide.groupby(level=[0, 1]):
+        shown = (one[rows.index], own[rows.index], own[rows.index] - one[rows.index])
+        lines.append(f"| {kind} {control:.0%} | " + " | ".join(mean_and_error(v) for v in shown) + " |")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, tuple[str, Callable[[], None], Callable[[pd.DataFrame], str]]] = {
     "accuracy": (
         "40,000 users, 3 outcomes: policy in % of the oracle's (± SE over seeds) / PEHE over sd",
-        lambda: run("accuracy", list(METHODS), SEEDS, CELLS, 40_000),
+        lambda: run("accuracy", [m for m in METHODS if m != "separate networks"], SEEDS, CELLS, 40_000),
         accuracy_table,
     ),
     "small": (
@@ -296,6 +353,12 @@ PARTS: dict[str, tuple[str, Callable[[], None], Callable[[pd.DataFrame], str]]] 
         ),
         constant_table,
     ),
+    "messages": (
+        "Two messages, 40,000 users: best arm of one network, and of two binary networks",
+        lambda: run("messages", [NETWORK, "separate networks"], SEEDS, CELLS, 40_000, messages=2),
+        constant_table,
+    ),
+    "weights": ("Other weights without retraining: policy in % of the oracle's", run_weights, weights_table),
     "large": (
         "1,000,000 users, 10% control, one seed",
         lambda: run("large", [NETWORK], SEEDS[:1], [(k, 0.1) for k in KINDS], 1_000_000),
