@@ -133,7 +133,7 @@ PROFILES = (
     Profile(
         start={"one": 0.8, "price": 1.0, "fresh": -0.8, "active": 0.3, "fatigue": -1.8, "web": 0.4, "trial": -0.5,
                "susceptible": 0.3},
-        churn={"one": -1.6, "premium": 0.7, "price": -0.4, "skip": 0.7, "fatigue": 2.0, "tolerance": -0.5},
+        churn={"one": -1.85, "premium": 0.7, "price": -0.4, "skip": 0.7, "fatigue": 2.0, "tolerance": -0.5},
         listening={"one": 0.1, "fatigue": -0.3, "premium": -0.15},
     ),
 )  # fmt: skip
