@@ -44,6 +44,7 @@ def find_rules(
     outcome: np.ndarray,
     binary: Sequence[bool],
     fold: np.ndarray,
+    members: int,
     features: Sequence[Feature],
     per_member: int,
     seed: int,
@@ -56,13 +57,13 @@ def find_rules(
         outcome: (n, n_outcomes), continuous ones standardised.
         binary: which outcomes are 0/1.
         fold: (n,) in 0..members-1.
+        members: of the ensemble; a small frame may leave a fold empty.
         features: of the codes.
         per_member: keep this many rules of each member, the ones that move most predictions.
         seed: of the trees.
 
     Returns: allowed codes (n_codes, n_rules) bool, and which member may use which rule (members, n_rules) bool.
     """
-    members = int(fold.max()) + 1
     found = []
     for member in range(members):
         scores = _scores(code, arm, outcome, binary, fold != member, features, seed)

@@ -142,7 +142,9 @@ def fresh(
     if spec.rules:
         code = enc.codes(columns, features, tensors)
         binary = [o.kind == "binary" for o in spec.outcomes]
-        found, owned = find_rules(code, labels.arm, outcome, binary, fold, features, spec.rules, spec.seed)
+        found, owned = find_rules(
+            code, labels.arm, outcome, binary, fold, spec.members, features, spec.rules, spec.seed
+        )
         steps, mask = np.hstack([steps, found]), np.hstack([mask, owned])
         kinds = np.r_[kinds, np.ones(found.shape[1], dtype=np.uint8)]
     tensors |= enc.rule_tensors(steps)

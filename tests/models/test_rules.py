@@ -27,7 +27,7 @@ def holds(allowed):
 
 
 def test_find_rules_names_the_users_who_react():
-    allowed, mask = find_rules(CODE, ARM, OUTCOME, [False], FOLD, FEATURES, 10, seed=0)
+    allowed, mask = find_rules(CODE, ARM, OUTCOME, [False], FOLD, 3, FEATURES, 10, seed=0)
     rules = holds(allowed)
     agreement = [np.corrcoef(rules[:, r], REACTS)[0, 1] for r in range(rules.shape[1])]
     assert max(agreement) > 0.9
@@ -42,7 +42,7 @@ def test_find_rules_of_a_member_ignore_its_own_fold():
     changed[FOLD == 1] = RNG.normal(size=(N // 3, 1)) * 5
     sets = []
     for outcome in (OUTCOME, changed):
-        allowed, mask = find_rules(CODE, ARM, outcome, [False], FOLD, FEATURES, 10, seed=0)
+        allowed, mask = find_rules(CODE, ARM, outcome, [False], FOLD, 3, FEATURES, 10, seed=0)
         sets.append([{allowed[:, r].tobytes() for r in np.flatnonzero(mask[k])} for k in range(3)])
     assert sets[0][1] == sets[1][1]
     assert sets[0][0] != sets[1][0]
@@ -50,5 +50,5 @@ def test_find_rules_of_a_member_ignore_its_own_fold():
 
 def test_find_rules_finds_none_where_nobody_reacts():
     flat = np.zeros((N, 1), dtype=np.float32)
-    allowed, mask = find_rules(CODE, ARM, flat, [False], FOLD, FEATURES, 10, seed=0)
+    allowed, mask = find_rules(CODE, ARM, flat, [False], FOLD, 3, FEATURES, 10, seed=0)
     assert allowed.shape[1] == mask.shape[1] == 0

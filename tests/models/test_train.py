@@ -182,6 +182,13 @@ def test_fit_arm_with_three_rows_warns_and_works():
     assert np.isfinite(mu_hat).all()
 
 
+@pytest.mark.parametrize("n", [6, 30])
+@pytest.mark.filterwarnings("ignore:arm .* rows:UserWarning")
+def test_fit_tiny_frame_works(n):
+    frame = make_frame(n).assign(arm=np.arange(n) % 3)
+    assert np.isfinite(fit(frame, make_spec(members=5, rules=10)).predict(frame)).all()
+
+
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_fit_constant_outcome_has_no_uplift(value):
     frame = make_frame(1500).assign(visit=value, spend=3.0)
