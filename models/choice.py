@@ -4,11 +4,15 @@
 2. In that order, on the `select` users, each must pass every guardrail: the one-sided lower bound of its effect
    against send-none is >= -margin, overall and in every segment. The first that fails ends the sequence, so the chance
    that any certified candidate truly violates a guardrail is at most alpha.
-3. Among certified candidates the one with the highest weighted estimate is chosen.
+3. Of the certified candidates, the score's own cut (threshold 0, or the nearest to it in volume) is chosen, unless
+   another's weighted gain is higher by more than one standard error of their paired difference. The model that made
+   the score saw far more of each user than twenty noisy estimates do: the highest of those is mostly luck in small
+   logs, while a score whose cut is truly off is still overruled.
 4. Its value is reported from the `evaluate` users, who took no part in choosing.
 
 Source: Angelopoulos et al. (2021), "Learn then Test", arXiv:2110.01052 (fixed-sequence testing);
-Berger (1982), Technometrics 24, 295-300 (all guardrails at level alpha each: intersection-union test).
+Berger (1982), Technometrics 24, 295-300 (all guardrails at level alpha each: intersection-union test);
+Breiman et al. (1984), Classification and Regression Trees, 3.4.3 (one-standard-error rule).
 """
 
 from __future__ import annotations
@@ -54,7 +58,8 @@ class Choice:
         threshold: message where score > threshold; infinite for send-none.
         reason: why, in one sentence.
         candidates: per candidate in order: score, share, threshold, weighted gain over send-none with se and lower
-            bound on `select`, status "certified", "failed" or "not tested", and whether it is chosen.
+            bound on `select`, status "certified", "failed" or "not tested", its paired difference to the own cut with
+            se (certified ones only), and whether it is chosen.
         table: per tested candidate (score, threshold, share), constraint and segment: estimate, margin, lower_bound,
             n_eff, min_detectable_margin (that a harmless policy passes with 80% power), status "pass", "fail" or
             "underpowered".
@@ -95,7 +100,8 @@ def choose_policy(
         log: one row per matured decision, with column `split`; rows that are neither "select" nor "evaluate" are left
             out (the score's model saw them).
         scores: predicted weighted uplift per row (and message arm), or several by name, e.g. one per weight vector:
-            each is a sequence of its own at alpha / number of scores.
+            each is a sequence of its own at alpha / number of scores; the own cut of the first is what others must
+            beat.
         outcomes: what is maximised: the weighted sum, less costs.
         guardrails: which outcomes must not fall.
         max_message_share: budget; candidates that message more of the `select` users are not considered.
@@ -128,15 +134,27 @@ def choose_policy(
     columns: dict[str, Any] = {"arm": arm, "propensity": propensity, "cluster": cluster, "costs": costs}
 
     select, inputs = _rows_of(log, split, "select", features, mu_hat)
+    inputs |= columns
     sequences = []
     for name, matrix in matrices.items():
         score = matrix[select]
         thresholds = candidate_thresholds(score.max(axis=1), shares, max_message_share)
         policies = {str(i): Threshold(score, cut) for i, cut in enumerate(thresholds)}
         bound = 2 * alpha / len(matrices)  # a two-sided interval at twice the level ends at the one-sided bound
-        effects = _effects(policies, outcomes, segments, estimator, bound, {**inputs, **columns})
+        effects = _effects(policies, outcomes, segments, estimator, bound, inputs)
         sequences.append(_run_sequence(name, score.max(axis=1), thresholds, effects, guardrails, alpha / len(matrices)))
-    candidates, best = _best(pd.concat([tested for tested, _ in sequences], ignore_index=True))
+    candidates = pd.concat([tested for tested, _ in sequences], ignore_index=True)
+    own = _own_cut(candidates, {name: float((m[select].max(axis=1) > 0).mean()) for name, m in matrices.items()})
+    differences = pd.DataFrame(columns=["policy", "value", "se"])
+    if own is not None:
+        certified = candidates[candidates["status"] == "certified"]
+        policies = {
+            str(i): Threshold(matrices[score][select], cut)
+            for i, score, cut in zip(certified.index, certified["score"], certified["threshold"], strict=True)
+        }
+        effects = _effects(policies, outcomes, (), estimator, alpha, inputs, baseline=str(own))
+        differences = effects[(effects["outcome"] == "weighted") & effects["policy"].isin(list(policies))]
+    candidates, best = _choose(candidates, own, differences)
 
     evaluated, inputs = _rows_of(log, split, "evaluate", features, mu_hat)
     chosen: dict[str, Threshold | SendNone] = {"chosen": SendNone()}
@@ -149,7 +167,7 @@ def choose_policy(
         policy=policy,
         score="" if best is None else str(best["score"]),
         threshold=np.inf if best is None else float(best["threshold"]),
-        reason=_reason(candidates, best),
+        reason=_reason(candidates, own, best),
         candidates=candidates,
         table=pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True),
         value=evaluate(policies=chosen, outcomes=outcomes, segments=segments, **inputs, **columns),
@@ -178,11 +196,12 @@ def _effects(
     estimator: str,
     alpha: float,
     inputs: Mapping[str, Any],
+    baseline: str = "send_none",
 ) -> pd.DataFrame:
-    """Differences to send-none of every candidate, with n_eff."""
+    """Differences of every candidate to a baseline, with n_eff."""
     sample, targets = prepare(policies=policies, outcomes=outcomes, estimators=[estimator], **inputs)
     parts = segment_rows(inputs["log"], segments, sample.cluster)
-    return evaluate_sample(sample, targets, outcomes, parts, [estimator], ["send_none"], alpha, values=False)
+    return evaluate_sample(sample, targets, outcomes, parts, [estimator], [baseline], alpha, values=False)
 
 
 CANDIDATE_COLUMNS = ["score", "threshold", "share", "gain", "se", "lower_bound", "status"]
@@ -246,14 +265,40 @@ def _constraint(effect: dict[str, Any], guardrail: Guardrail, alpha: float) -> l
     return [*names, effect["value"], margin, lower, effect["n_eff"], detectable, status]
 
 
-def _best(candidates: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any] | None]:
-    """Mark the certified candidate with the highest weighted gain, if that is above 0."""
-    gain = candidates["gain"].where((candidates["status"] == "certified") & (candidates["gain"] > 0)).to_numpy()
-    if np.isnan(gain).all():
-        return candidates.assign(chosen=False), None
-    row = int(np.nanargmax(gain))
-    chosen = {str(name): value for name, value in candidates.iloc[row].items()}
-    return candidates.assign(chosen=np.arange(len(gain)) == row), chosen
+def _own_cut(candidates: pd.DataFrame, own_share: Mapping[str, float]) -> int | None:
+    """Row of the certified candidate nearest in volume to its score's cut at 0; of the first score that has any."""
+    for score, share in own_share.items():
+        certified = candidates[(candidates["score"] == score) & (candidates["status"] == "certified")]
+        if len(certified):
+            distance = (certified["share"] - share).abs()
+            return int(certified["threshold"].abs()[distance == distance.min()].idxmin())
+    return None
+
+
+def _choose(
+    candidates: pd.DataFrame, own: int | None, differences: pd.DataFrame
+) -> tuple[pd.DataFrame, dict[str, Any] | None]:
+    """Mark the own cut, or the best of those better by more than one standard error; None if its gain is not above 0.
+
+    Args:
+        candidates: of `_run_sequence`.
+        own: row of the own cut, None when nothing is certified.
+        differences: policy (row of a certified candidate, as text), value and se of its difference to the own cut.
+    """
+    rows = differences["policy"].astype(int)
+    difference, se = np.full((2, len(candidates)), np.nan)
+    difference[rows], se[rows] = differences["value"], differences["se"]
+    if own is not None:
+        difference[own] = se[own] = 0.0
+    candidates = candidates.assign(difference=difference, difference_se=se, chosen=False)
+    if own is None:
+        return candidates, None
+    better = difference > se
+    row = int(np.where(better, difference, -np.inf).argmax()) if better.any() else own
+    if not candidates.loc[row, "gain"] > 0:
+        return candidates, None
+    candidates.loc[row, "chosen"] = True
+    return candidates, {str(name): value for name, value in candidates.loc[row].items()}
 
 
 def candidate_thresholds(score: np.ndarray, shares: Sequence[float], max_share: float) -> list[float]:
@@ -274,15 +319,22 @@ def candidate_thresholds(score: np.ndarray, shares: Sequence[float], max_share: 
     )
 
 
-def _reason(candidates: pd.DataFrame, best: dict[str, Any] | None) -> str:
-    certified = candidates["status"] == "certified"
-    if best is not None:
-        return (
-            f"score {best['score']!r} > {best['threshold']:.6g} messages {best['share']:.0%} of users and has the "
-            f"highest weighted gain of {int(certified.sum())} certified candidates"
-        )
+def _reason(candidates: pd.DataFrame, own: int | None, best: dict[str, Any] | None) -> str:
     if candidates.empty:
         return "nothing to certify: no threshold messages anybody within the budget; send no messages"
-    if not certified.any():
+    if own is None:
         return "nothing certified: the smallest candidate already fails a guardrail (see the table); send no messages"
-    return f"none of {int(certified.sum())} certified candidates has a weighted gain above 0; send no messages"
+    start, certified = candidates.loc[own], int((candidates["status"] == "certified").sum())
+    cut = "the score's own cut" if start["threshold"] == 0 else "the certified cut nearest to the score's own (0)"
+    if best is None:
+        return (
+            f"neither {cut} nor one that is better by more than one standard error ({certified} certified candidates) "
+            "has a weighted gain above 0; send no messages"
+        )
+    sentence = f"score {best['score']!r} > {best['threshold']:.6g} messages {best['share']:.0%} of users"
+    if candidates.loc[own, "chosen"]:
+        return f"{sentence}: {cut}; none of {certified} certified candidates is better by more than one standard error"
+    return (
+        f"{sentence} and gains {best['difference']:.4g} (standard error {best['difference_se']:.2g}) more per decision "
+        f"than {cut}, score {start['score']!r} > {start['threshold']:.6g}; the most of {certified} certified candidates"
+    )

@@ -3,22 +3,48 @@ import pandas as pd
 import pytest
 from known_truth import guarded_log
 
-from models import Guardrail, Outcome, SendNone, Threshold, choose_policy
+from models import Guardrail, Outcome, SendNone, Threshold, choose_policy, evaluate
 from models.choice import candidate_thresholds
 
 OUTCOMES = [Outcome("y", "binary", 10.0), Outcome("kept", "binary", 0.0)]
 
 
-def test_choose_policy_takes_the_best_certified_candidate():
-    choice = choose_policy(guarded_log(60_000, 0.0, 0), "x", OUTCOMES, guardrails=[Guardrail("kept", 0.03)])
+def test_choose_policy_takes_the_score_own_cut_unless_another_is_clearly_better():
+    choice = choose_policy(guarded_log(20_000, 0.0, 3), "x", OUTCOMES, guardrails=[Guardrail("kept", 0.05)])
     assert isinstance(choice.policy, Threshold)
-    assert abs(choice.threshold) < 0.3
+    assert choice.threshold == 0.0
     certified = choice.candidates[choice.candidates["status"] == "certified"]
     assert certified["chosen"].sum() == 1
-    assert certified.loc[certified["chosen"], "gain"].item() == certified["gain"].max()
+    assert (certified["difference"] <= certified["difference_se"]).all()
+    assert certified["gain"].max() > certified.loc[certified["chosen"], "gain"].item()
+    assert "the score's own cut; none of" in choice.reason
     assert choice.candidates["share"].is_monotonic_increasing
     assert set(choice.table["status"]) <= {"pass", "fail", "underpowered"}
     assert choice.score in choice.reason
+
+
+def test_choose_policy_overrules_a_cut_that_is_off():
+    log = guarded_log(60_000, 0.0, 0)
+    choice = choose_policy(log.assign(x=log["x"] + 0.4), "x", OUTCOMES)
+    chosen = choice.candidates[choice.candidates["chosen"]].iloc[0]
+    assert abs(choice.threshold - 0.4) < 0.2
+    assert chosen["difference"] > chosen["difference_se"] > 0
+    assert chosen["difference"] == choice.candidates["difference"].max()
+    assert "more per decision than the score's own cut, score 'score' > 0" in choice.reason
+    # the difference is the paired one of evaluate
+    own = log[log["split"] == "select"]
+    policies = {"chosen": Threshold(own["x"].to_numpy() + 0.4, choice.threshold), "cut": Threshold("x", -0.4)}
+    table = evaluate(own, policies, OUTCOMES, baselines=["cut"], estimators=["dr"])
+    found = table[(table["policy"] == "chosen") & (table["baseline"] == "cut") & (table["outcome"] == "weighted")]
+    np.testing.assert_allclose(found[["value", "se"]].iloc[0].astype(float), chosen.iloc[[7, 8]].astype(float))
+
+
+def test_choose_policy_takes_the_certified_cut_nearest_to_the_score_own():
+    log = guarded_log(20_000, 0.0, 6)
+    choice = choose_policy(log, "x", OUTCOMES, max_message_share=0.3)
+    assert choice.candidates["share"].max() == pytest.approx(0.3, abs=1e-3)
+    assert choice.candidates.loc[choice.candidates["chosen"], "share"].item() == choice.candidates["share"].max()
+    assert "the certified cut nearest to the score's own (0)" in choice.reason
 
 
 def test_choose_policy_reports_the_value_of_users_that_took_no_part():
