@@ -33,7 +33,8 @@ class Measure:
 MEASURES = {
     "subscribed": Measure("subscriptions", "subscription_event_id", "event = 'start'", "(count(*) > 0)::DOUBLE"),
     "retained": Measure("sessions", "session_id", "true", "(count(*) > 0)::DOUBLE"),
-    "listening_hours": Measure("sessions", "session_id", "true", "sum(minutes) / 60"),
+    # whole numbers (1e-6 minutes) add up to the same sum in any order; floats do not, and a model would change with it
+    "listening_hours": Measure("sessions", "session_id", "true", "sum(round(minutes * 1e6)::BIGINT) / 60e6"),
 }
 
 

@@ -142,4 +142,4 @@ def kill_at(root: Path, moment: str, pattern: str, wait: float) -> None:
         if str(other.info["cwd"]).startswith(str(root)):
             with contextlib.suppress(psutil.NoSuchProcess):
                 other.kill()
-    process.wait()
+    process.communicate()
