@@ -55,7 +55,7 @@ def open_store(repo_path: Path | str | None = None) -> FeatureStore:
     """
     from feast import FeatureStore
 
-    repo = Path(repo_path or REPO)
+    repo = Path(repo_path or os.environ.get("TACTFUL_FEATURE_REPO") or REPO)
     profile = os.environ.get("TACTFUL_STORE", "local")
     file = repo / ("feature_store.yaml" if profile == "local" else f"feature_store.{profile}.yaml")
     if not file.exists():
