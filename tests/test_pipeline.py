@@ -109,7 +109,6 @@ def test_run_repeats_only_what_is_needed(undisturbed):
     assert artefacts(root)["verdicts"] == before["verdicts"]
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_run_killed_at_five_moments_ends_the_same(undisturbed, checkout):
     root = checkout("killed")
