@@ -35,7 +35,7 @@ from bentos import serve  # noqa: E402
 from feature_repo.atomic import write_text  # noqa: E402
 
 DOCS = ROOT / "docs" / "benchmarks.md"
-LOADS = [(1, 1, 300), (16, 1, 800), (64, 1, 800), (1, 100, 40), (16, 100, 80)]  # clients, users a request, requests
+LOADS = [(1, 1, 200), (16, 1, 400), (64, 1, 400), (1, 100, 20), (16, 100, 32)]  # clients, users a request, requests
 NAMES = {
     "fastapi": "(a) FastAPI no-op",
     "noop": "(b) BentoML default no-op",

@@ -36,6 +36,8 @@ _DOUBLE = np.dtype([("tag", "u1"), ("value", "<f8")])
 _DOUBLE_TAG = 0x29
 _NULL = bytes([_DOUBLE_TAG]) + struct.pack("<d", float("nan"))
 _CACHED = 4096  # distinct strings, timestamps and contexts remembered; forgotten all at once beyond
+INLINE_USERS = 32
+LOCKED_SECONDS = 0.2  # how long a read waits for a writer of the SQLite store
 _MICROSECONDS_PER_DAY = 86_400_000_000
 
 Request = Callable[[int, str], dict[str, Any]]
@@ -239,32 +241,42 @@ class RedisReader:
 
 
 class SqliteReader:
-    """One statement for all views and users of a batch, on an own read-only connection, in a thread."""
+    """One statement for all views and users of a batch, on read-only connections.
+
+    A few users are read at once, in the event loop: a thread costs several times the read. Many users, or a store that
+    is being written, are read in a thread.
+    """
 
     def __init__(self, layout: Layout, path: str, project: str) -> None:
         self.layout, self.path, self.project, self.decoder = layout, path, project, Decoder(layout)
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="features")
-        self._connection: sqlite3.Connection | None = None
-        self._file = 0
+        self._connections: dict[float, tuple[sqlite3.Connection, int]] = {}
         n = layout.n_numbers
         self._column = {(layout.views.index(view), name): j for j, (view, name) in enumerate(layout.stored[:n])}
         self._text_column = {(layout.views.index(view), name): j for j, (view, name) in enumerate(layout.stored[n:])}
 
     async def read(self, asks: Sequence[Ask], now: datetime) -> Rows:
         """Features of all users of the batch, in order."""
-        return await asyncio.get_running_loop().run_in_executor(self.thread, self._read, asks, now)
-
-    def _read(self, asks: Sequence[Ask], now: datetime) -> Rows:
         keys = [entity_key(user) for ask in asks for user in ask.user_ids]
         distinct = list(dict.fromkeys(keys))
         try:
-            found = self._query(distinct)
-        except sqlite3.Error as error:
-            self._connection = None
-            raise StoreError(f"online store {self.path} does not answer: {error}") from error
+            found = self._query(distinct, 0.0) if len(distinct) <= INLINE_USERS else None
+        except sqlite3.Error:  # locked by a writer, most likely: wait for it, elsewhere
+            found = None
+        if found is None:
+            loop = asyncio.get_running_loop()
+            try:
+                found = await loop.run_in_executor(self.thread, self._query, distinct, LOCKED_SECONDS)
+            except sqlite3.Error as error:
+                raise StoreError(f"online store {self.path} does not answer: {error}") from error
+        return self._rows(asks, keys, found, now)
+
+    def _rows(
+        self, asks: Sequence[Ask], keys: list[bytes], found: list[tuple[int, bytes, str, bytes, int]], now: datetime
+    ) -> Rows:
         n_numbers, n_texts = self.layout.n_numbers, len(self.layout.stored) - self.layout.n_numbers
         cells: dict[bytes, tuple[list[bytes | None], list[bytes | None], list[int]]] = {
-            key: ([None] * n_numbers, [None] * n_texts, [0] * len(self.layout.views)) for key in distinct
+            key: ([None] * n_numbers, [None] * n_texts, [0] * len(self.layout.views)) for key in keys
         }
         for view, key, name, value, at in found:
             numbers, texts, stamps = cells[key]
@@ -283,20 +295,28 @@ class SqliteReader:
             now,
         )
 
-    def _query(self, keys: list[bytes]) -> list[tuple[int, bytes, str, bytes, int]]:
-        file = os.stat(self.path).st_ino
-        if self._connection is None or file != self._file:  # a store that was built anew is another file
-            address = f"file:{self.path}?mode=ro"
-            self._connection = sqlite3.connect(address, uri=True, timeout=0.2, check_same_thread=False)
-            self._file = file
+    def _query(self, keys: list[bytes], patience: float) -> list[tuple[int, bytes, str, bytes, int]]:
         places = ",".join("?" * len(keys))
         parts = [
             f'SELECT {k}, entity_key, feature_name, value, event_ts FROM "{self.project}_{view}" '
             f"WHERE entity_key IN ({places})"
             for k, view in enumerate(self.layout.views)
         ]
-        cursor = self._connection.execute(" UNION ALL ".join(parts), keys * len(parts))
-        return cursor.fetchall()
+        try:
+            return self._connection(patience).execute(" UNION ALL ".join(parts), keys * len(parts)).fetchall()
+        except sqlite3.Error:
+            self._connections.pop(patience, None)
+            raise
+
+    def _connection(self, patience: float) -> sqlite3.Connection:
+        """A connection that waits so long for a lock, in seconds; a store that was built anew is another file."""
+        file = os.stat(self.path).st_ino
+        connection, opened = self._connections.get(patience, (None, 0))
+        if connection is None or opened != file:
+            address = f"file:{self.path}?mode=ro"
+            connection = sqlite3.connect(address, uri=True, timeout=patience, check_same_thread=False)
+            self._connections[patience] = connection, file
+        return connection
 
     def close(self) -> None:
         """Stop the thread once its read ends."""
