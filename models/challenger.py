@@ -22,7 +22,7 @@ from campaign import Campaign, DataError
 from feature_repo.atomic import replacing, write_text
 from feature_repo.store import FeatureSchema, feature_schema, open_store
 from models.choice import Choice, Guardrail, choose_policy
-from models.decision_log import Outcome
+from models.decision_log import Outcome, check_log, require_valid
 from models.evaluation import evaluate
 from models.forward import NumpyModel
 from models.frame import read_decisions, training_frame
@@ -96,6 +96,7 @@ def train_challenger(
     schema = feature_schema(store)
     frame = training_frame(store, read_decisions(data / "decisions"), campaign, data / "logs", as_of)
     frame["split"] = split_of(frame["user_id"], campaign.splits)
+    require_valid(randomisation_checks(campaign, frame, schema))
     _check_splits(frame)
     return fit_and_report(campaign, frame, schema, data, finish=finish, progress=progress, warm_start=warm_start)
 
@@ -114,7 +115,7 @@ def fit_and_report(
     from models.report import training_report
     from models.train import fit
 
-    spec = fit_spec(campaign, schema)
+    spec, checks = fit_spec(campaign, schema), randomisation_checks(campaign, frame, schema)
     fitted = fit(frame[frame["split"] == "train"], spec, progress=progress, warm_start=warm_start)
     mu_hat = fitted.predict(frame)
     rival = rivals(frame, spec)
@@ -131,8 +132,18 @@ def fit_and_report(
     with replacing(report / "frame.parquet") as aside:
         predicted.to_parquet(aside, index=False)
     write_text(report / "values.csv", values.to_csv(index=False))
-    write_text(report / "report.html", training_report(campaign, tag, predicted, mu_hat, choice, values))
+    write_text(report / "report.html", training_report(campaign, tag, predicted, mu_hat, choice, values, checks))
     return Challenger(tag, report, choice, values)
+
+
+def randomisation_checks(campaign: Campaign, frame: pd.DataFrame, schema: FeatureSchema) -> pd.DataFrame:
+    """`check_log` on the training frame: shares of arms overall and by segment, weights, balance of the features.
+
+    Message history is left out of the balance: who is in the holdout never had a message, so it knows the layer.
+    """
+    history = [name for name, view in schema.views.items() if view == "message_history"]
+    covariates = frame[[name for name in schema.views if name not in history and schema.types[name] == "numeric"]]
+    return check_log(frame, covariates=covariates, segments=campaign.segments.columns)
 
 
 def fit_spec(campaign: Campaign, schema: FeatureSchema) -> FitSpec:

@@ -16,7 +16,13 @@ from models.page import Section, render_page, table_html
 
 
 def training_report(
-    campaign: Campaign, tag: str, frame: pd.DataFrame, mu_hat: np.ndarray, choice: Choice, values: pd.DataFrame
+    campaign: Campaign,
+    tag: str,
+    frame: pd.DataFrame,
+    mu_hat: np.ndarray,
+    choice: Choice,
+    values: pd.DataFrame,
+    checks: pd.DataFrame,
 ) -> str:
     """HTML of the report.
 
@@ -27,6 +33,7 @@ def training_report(
         mu_hat: shape (n, n_arms, n_outcomes), of the same rows.
         choice: the chosen threshold and its constraints.
         values: `evaluate` on the `evaluate` users.
+        checks: `models.decision_log.check_log` on the frame.
     """
     rows = (frame["split"] == "evaluate").to_numpy()
     held_out = frame[rows].reset_index(drop=True)
@@ -47,6 +54,7 @@ def training_report(
             _segment_section(values),
             _tree_section(held_out, campaign),
             _guardrail_section(choice),
+            _checks_section(checks),
         ],
         facts=_facts(campaign, tag, frame),
     )
@@ -186,6 +194,14 @@ def _guardrail_section(choice: Choice) -> Section:
             table_html(chosen[columns], "Every constraint of the chosen candidate.", _formats(chosen)),
             table_html(failed[columns], "What ended the sequence, if anything did.", _formats(failed)),
         ],
+    )
+
+
+def _checks_section(checks: pd.DataFrame) -> Section:
+    return Section(
+        "Was the draw random?",
+        text="What must hold if arms were drawn with the logged probabilities; a failed check stops the training.",
+        tables=[table_html(checks, formats=_formats(checks))],
     )
 
 
