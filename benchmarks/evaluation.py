@@ -177,14 +177,18 @@ def _two_rules(n: int, offset: float, seed: int, outcomes: list[Outcome]) -> tup
     return found.threshold, float(top["threshold"]) if top is not None and top["gain"] > 0 else np.inf
 
 
-def speed_log(n: int, strings: bool = False) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
+def speed_log(n: int) -> tuple[pd.DataFrame, np.ndarray, np.ndarray]:
     """A log of n users, a deterministic policy and predictions, as arrays."""
     rng = np.random.default_rng(21)
     x, treated = rng.random(n), rng.random(n) < 0.9
     y = (rng.random(n) < 0.02 + 0.02 * treated * (x - 0.3)).astype(float)
     mu_hat = np.stack([np.full(n, 0.02), 0.02 + 0.02 * (x - 0.3)], axis=1)[:, :, None]
-    users = np.char.add("u", np.arange(n).astype(str)).astype(object) if strings else np.arange(n)
-    frame = {"user_id": users, "arm": treated.astype(np.int64), "propensity": np.where(treated, 0.9, 0.1), "y": y}
+    frame = {
+        "user_id": np.arange(n),
+        "arm": treated.astype(np.int64),
+        "propensity": np.where(treated, 0.9, 0.1),
+        "y": y,
+    }
     return pd.DataFrame(frame), (x > 0.66).astype(float), mu_hat
 
 
@@ -208,6 +212,8 @@ def speed(n: int = 1_000_000) -> list[str]:
         return float(z.mean()), float(z.std())
 
     estimators = ("ips", "snips", "dr")
+    text = log.assign(user_id=np.char.add("u", np.arange(n).astype(str)).astype(object))
+    text_ids = seconds(lambda: evaluate(text, {"p": policy}, Y, estimators=estimators, mu_hat=mu_hat), 3)
     ours = seconds(lambda: evaluate(log, {"p": policy}, Y, estimators=estimators, mu_hat=mu_hat))
     limit = seconds(bare)
     lines = [
@@ -217,7 +223,8 @@ def speed(n: int = 1_000_000) -> list[str]:
         "| what | CPU s | per estimate |",
         "| --- | --- | --- |",
         f"| one bare numpy pass (weight, product, mean, sd) | {limit:.3f} | 1 |",
-        f"| `models.evaluate`, clustered by user | {ours:.3f} | {ours / 9 / limit:.2f} passes |",
+        f"| `models.evaluate`, clustered by user, integer user_id | {ours:.3f} | {ours / 9 / limit:.2f} passes |",
+        f"| the same, user_id as text (unique ids are hashed) | {text_ids:.3f} | {text_ids / 9 / limit:.2f} passes |",
     ]
     anchor = os.environ.get("TACTFUL_OBP_PYTHON")
     if anchor:
@@ -226,11 +233,14 @@ def speed(n: int = 1_000_000) -> list[str]:
         lines += [
             f"| obp 0.5.7, values of one policy only | {found['obp_point']:.3f} | |",
             f"| obp 0.5.7, bootstrap intervals of one policy, B = 100 | {found['obp_interval']:.2f} | |",
+            f"| obp 0.5.7, the same three policies that `evaluate` takes | {found['obp_three']:.2f} | |",
             f"| `models.evaluate` in that process | {found['ours']:.3f} | |",
             "",
-            f"obp's intervals take {found['obp_interval'] / found['ours']:.0f} times as long as `evaluate`, in one "
-            f"process. Largest difference to obp's values: {found['difference']:.1e}; to scikit-uplift 0.5.1's "
-            f"`qini_auc_score`: {found['qini']:.1e}.",
+            f"In one process, obp's intervals of three policies take {found['obp_three'] / found['ours']:.0f} times as "
+            "long as `evaluate` of the same three, whose differences obp does not give; its intervals of one policy "
+            f"alone take {found['obp_interval'] / found['ours']:.0f} times as long as `evaluate` of all three. Largest "
+            f"difference to obp's values: {found['difference']:.1e}; to scikit-uplift 0.5.1's `qini_auc_score`: "
+            f"{found['qini']:.1e}.",
         ]
     return lines
 
@@ -259,9 +269,12 @@ def anchor(n: int) -> dict[str, float]:
         values = ope.estimate_policy_values(action_dist=dist, estimated_rewards_by_reg_model=mu)
         return {name: values[e.estimator_name] for name, e in names.items()}
 
-    def intervals() -> object:
+    def intervals(send: np.ndarray) -> object:
         return ope.estimate_intervals(
-            action_dist=dist, estimated_rewards_by_reg_model=mu, n_bootstrap_samples=100, random_state=1
+            action_dist=np.stack([1 - send, send], axis=1)[:, :, None],
+            estimated_rewards_by_reg_model=mu,
+            n_bootstrap_samples=100,
+            random_state=1,
         )
 
     def ours() -> pd.DataFrame:
@@ -271,13 +284,17 @@ def anchor(n: int) -> dict[str, float]:
     own = table[(table["policy"] == "p") & (table["baseline"] == "") & (table["outcome"] == "y")]
     values = theirs()
     difference = max(abs(values[r["estimator"]] - r["value"]) for r in own.to_dict("records"))
+    one, send_all, send_none = (
+        seconds(lambda send=send: intervals(send), 1) for send in (policy, np.ones(n), np.zeros(n))
+    )
     few = slice(0, 20_000)
     score = np.round(mu_hat[few, 1, 0] * 3_000)
     qini = [f(feedback["reward"][few], score, feedback["action"][few]) for f in (qini_auc_score, sklift_qini)]
     return {
         "ours": seconds(ours),
         "obp_point": seconds(theirs, 3),
-        "obp_interval": seconds(intervals, 1),
+        "obp_interval": one,
+        "obp_three": one + send_all + send_none,
         "difference": difference,
         "qini": abs(qini[0] - qini[1]),
     }

@@ -295,10 +295,10 @@ def _choose(
         return candidates, None
     better = difference > se
     row = int(np.where(better, difference, -np.inf).argmax()) if better.any() else own
-    if not candidates.loc[row, "gain"] > 0:
+    if not candidates["gain"].to_numpy()[row] > 0:
         return candidates, None
-    candidates.loc[row, "chosen"] = True
-    return candidates, {str(name): value for name, value in candidates.loc[row].items()}
+    candidates["chosen"] = np.arange(len(candidates)) == row
+    return candidates, {str(name): value for name, value in candidates.iloc[row].items()}
 
 
 def candidate_thresholds(score: np.ndarray, shares: Sequence[float], max_share: float) -> list[float]:

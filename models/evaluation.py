@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from campaign import DataError
+from models.cells import MAX_CELLS, Kinds, cell_sums
 from models.decision_log import Outcome, check_columns, read_sample
 from models.estimators import ESTIMATORS, Columns, Moments, Sample, effect_scores, estimate, moments
 from models.intervals import Cells, carry_over, count_cells, mover, normal_quantile
@@ -111,9 +112,10 @@ def evaluate_sample(
     _check_support(sample, targets)
     if "plain_replay" in estimators:
         _check_replay(sample, targets)
+    kinds = Kinds.of(targets)
     rows: list[list[object]] = []
     for segment, index in segments:
-        rows += _Part(sample, targets, outcomes, estimators, alpha, segment, index).table(baselines, values)
+        rows += _Part(sample, targets, kinds, outcomes, estimators, alpha, segment, index).table(baselines, values)
     return pd.DataFrame(rows, columns=[*COLUMNS, "n_eff"])
 
 
@@ -245,6 +247,7 @@ class _Part:
 
     sample: Sample
     targets: list[Target]
+    kinds: Kinds
     outcomes: Sequence[Outcome]
     estimators: Sequence[str]
     alpha: float
@@ -253,13 +256,24 @@ class _Part:
 
     def __post_init__(self) -> None:
         self.columns = Columns.needed(self.estimators, len(self.outcomes))
-        self.sums: Moments = moments(self.sample, self.targets, self.columns, self.rows)
-        at: slice | np.ndarray = slice(None) if self.rows is None else self.rows
-        y = self.sample.outcome[:, at]
-        self.at, self.arm, self.propensity = at, self.sample.arm[at], self.sample.propensity[at]
-        self.event = y != -self.sample.shift[:, None]
-        self.cells: dict[tuple[str, ...], Cells] = {}
-        self.z = normal_quantile(self.alpha)
+        self.at: slice | np.ndarray = slice(None) if self.rows is None else self.rows
+        self.sums, self.cells = self._sums()
+        self.pairs: dict[tuple[int, int | None], tuple[Cells, np.ndarray]] = {}
+        self.behind: dict[tuple[int, int | None], tuple[np.ndarray, np.ndarray, float]] = {}
+
+    def _sums(self) -> tuple[Moments, Cells]:
+        """Moments of every score, and sums by cell."""
+        sample, n_arms = self.sample, len(self.sample.costs)
+        few = len(self.kinds) * n_arms <= MAX_CELLS and all(t.has_cells for t in self.targets)
+        if sample.cluster is None and few:
+            return cell_sums(sample, self.targets, self.columns, self.kinds, self.rows)
+        arm = sample.arm[self.at]
+        event = sample.outcome[:, self.at] != -sample.shift[:, None]
+        cell = self.kinds.of_rows(self.at, arm, n_arms)
+        return (
+            moments(sample, self.targets, self.columns, self.rows),
+            count_cells(cell, len(self.kinds), n_arms, sample.propensity[self.at], event),
+        )
 
     def table(self, baselines: Sequence[str], values: bool) -> list[list[object]]:
         """Values of every policy (if wanted), then its differences to every baseline but itself."""
@@ -298,7 +312,9 @@ class _Part:
         binary = np.array([o.kind == "binary" for o in self.outcomes] + [False])
         variance = self.sums.variance(influence)
         design = np.ones_like(value) if self.sample.cluster is None else self.sums.design_effect(influence)
-        n_events, enough = _events(cells, coefficient, binary[:-1])
+        if (p, b) not in self.behind:
+            self.behind[p, b] = (*_events(cells, coefficient, binary[:-1]), _n_eff(cells, coefficient))
+        n_events, enough, rows_behind = self.behind[p, b]
         by_cells = binary & self._has_cells(p, b)
         inflation = design * self.sums.correction
         down, up = _distances(cells, coefficient, variance, design, inflation, self.alpha, by_cells)
@@ -311,7 +327,7 @@ class _Part:
         elif estimator == "dm":
             se, none, status = np.full_like(se, np.nan), True, np.full_like(status, "diagnostic")
         lower, upper = np.where(none, np.nan, lower), np.where(none, np.nan, upper)
-        n_eff = _n_eff(cells, coefficient) / design
+        n_eff = rows_behind / design
         names = [*(o.name for o in self.outcomes), "weighted"]
         head = [self.targets[p].name, "" if b is None else self.targets[b].name]
         numbers = zip(value, se, lower, upper, n_events, status, n_eff, strict=True)
@@ -325,26 +341,21 @@ class _Part:
 
     def _cells(self, p: int, b: int | None) -> tuple[Cells, np.ndarray]:
         """Cell sums for a policy or pair, and the coefficient of each cell's mean outcome in the estimate."""
-        pair = [self.targets[p]] + ([] if b is None else [self.targets[b]])
-        coded = [t for t in pair if t.code is not None]
-        key, kinds = tuple(t.name for t in coded), [len(t.table) for t in coded]
-        if key not in self.cells:
-            self.cells[key] = (
-                self._count(coded) if coded or not self.cells else next(iter(self.cells.values())).merged()
-            )
-        cells = self.cells[key]
-        digits = dict(zip(key, np.unravel_index(np.arange(len(cells.n)), kinds) if kinds else (), strict=True))
-        prob = [t.table[digits[t.name]] if t.name in digits else t.table.mean(axis=0, keepdims=True) for t in pair]
-        difference = prob[0] - (prob[1] if b is not None else 0.0)
-        return cells, np.broadcast_to(difference, cells.n.shape) * cells.size[:, None]
-
-    def _count(self, coded: Sequence[Target]) -> Cells:
-        """Sums by kind of row, where a kind is what each of these policies does with it."""
-        kind, n_kinds = None, 1
-        for target in coded:
-            code = np.asarray(target.code)[self.at].astype(np.intp)
-            kind, n_kinds = code if kind is None else kind * len(target.table) + code, n_kinds * len(target.table)
-        return count_cells(kind, n_kinds, self.arm, len(self.sample.costs), self.propensity, self.event)
+        if (p, b) not in self.pairs:
+            pair = [p] if b is None else [p, b]
+            group, tables = self.kinds.digits[0] * 0, [self.targets[t].table for t in pair]
+            for t in pair:
+                if self.targets[t].code is not None:
+                    group = group * len(self.targets[t].table) + self.kinds.digits[t]
+            groups, at, group = np.unique(group, return_index=True, return_inverse=True)
+            cells = self.cells.grouped(group, len(groups))
+            prob = [
+                table[self.kinds.digits[t, at]] if self.targets[t].has_cells else table.mean(axis=0, keepdims=True)
+                for t, table in zip(pair, tables, strict=True)
+            ]
+            difference = prob[0] - (prob[1] if b is not None else 0.0)
+            self.pairs[p, b] = cells, np.broadcast_to(difference, cells.n.shape) * cells.size[:, None]
+        return self.pairs[p, b]
 
     def _identical(self, p: int, b: int) -> bool:
         first, second = self.targets[p], self.targets[b]

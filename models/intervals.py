@@ -104,9 +104,10 @@ class Cells:
         rows = self.n.sum(axis=1)
         return np.asarray(rows / rows.sum())
 
-    def merged(self) -> Cells:
-        """The same rows as one kind."""
-        return Cells(*(sums.sum(axis=-2, keepdims=True) for sums in vars(self).values()))
+    def grouped(self, group: np.ndarray, n_groups: int) -> Cells:
+        """The same rows with fewer kinds; `group` is the new kind of each, shape (kinds,)."""
+        member = (group == np.arange(n_groups)[:, None]).astype(int)
+        return Cells(*(member @ sums for sums in vars(self).values()))
 
     def n_eff(self) -> np.ndarray:
         """Kish's effective number of rows of each cell, (sum v)^2 / sum v^2; shape (kinds, n_arms)."""
@@ -124,20 +125,16 @@ class Cells:
         return np.asarray(square / np.where(self.v > 0, self.v, 1) ** 2)
 
 
-def count_cells(
-    kind: np.ndarray | None, n_kinds: int, arm: np.ndarray, n_arms: int, propensity: np.ndarray, event: np.ndarray
-) -> Cells:
+def count_cells(cell: np.ndarray, n_kinds: int, n_arms: int, propensity: np.ndarray, event: np.ndarray) -> Cells:
     """Sums by cell.
 
     Args:
-        kind: shape (n,), integer in [0, n_kinds); None when there is one kind.
+        cell: shape (n,), integer, kind * n_arms + logged arm.
         n_kinds: number of kinds.
-        arm: shape (n,), logged arm.
         n_arms: number of arms.
         propensity: shape (n,), of the logged arm.
         event: shape (n_outcomes, n), bool: the outcome is not 0.
     """
-    cell = arm if kind is None else kind.astype(np.intp) * n_arms + arm
     inverse = 1 / propensity
 
     def total(rows: np.ndarray | None, weight: np.ndarray | None) -> np.ndarray:

@@ -243,7 +243,7 @@ def resolve(name: str, policy: Policy | np.ndarray, log: pd.DataFrame, n_arms: i
 
 
 def _from_message_probability(name: str, message: np.ndarray) -> Target:
-    if np.all((message == 0) | (message == 1)):
+    if np.count_nonzero(message == 0) + np.count_nonzero(message == 1) == len(message):
         return Target(name, np.eye(2), message.astype(np.int8))
     code, levels = pd.factorize(message)
     if len(levels) <= MAX_CODES:
