@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 from campaign import Campaign, ModelError
-from feature_repo.store import open_store
+from feature_repo.store import feature_schema, open_store
 from models.forward import NumpyModel
-from models.frame import countable, decision_features, read_decisions
+from models.frame import countable, decision_features, known_users, read_decisions
 from models.outcomes import measure_outcomes
 from models.predictions import predict_frame, prediction_columns
 from models.registry import champion_tag, model_path
@@ -59,6 +59,7 @@ def weekly_inputs(campaign: Campaign, data: Path, day: date, as_of: datetime) ->
     in_week = (decisions["decided_at"] >= monday) & (decisions["decided_at"] < monday + pd.Timedelta(days=7))
     matured = unseen_matured(decisions, campaign, model, as_of)
     outcomes = measure_outcomes(matured, data / "logs", campaign.outcome, as_of)
+    realised = pd.concat([_with_predictions(store, matured, campaign, model), outcomes], axis=1)
     return WeekInputs(
         week=day,
         as_of=as_of,
@@ -66,7 +67,7 @@ def weekly_inputs(campaign: Campaign, data: Path, day: date, as_of: datetime) ->
         champion=tag,
         features={feature.name: feature.kind for feature in model.spec.features},
         week_frame=_with_predictions(store, decisions[in_week].reset_index(drop=True), campaign, model),
-        matured_frame=pd.concat([_with_predictions(store, matured, campaign, model), outcomes], axis=1),
+        matured_frame=known_users(realised, feature_schema(store)).reset_index(drop=True),
         profile=profile,
         reference_sample=_reference_sample(data / "reports" / tag.replace(":", "-") / "frame.parquet"),
         quarantined=_quarantined(data / "quarantine", monday.date()),
