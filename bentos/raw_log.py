@@ -186,7 +186,7 @@ class DecisionLog:
         if self.error is None and self._handle is not None:
             return True
         with contextlib.suppress(LogError):
-            self.append(context, b"", day)
+            self.append(context, context.line, day)
         return self.error is None
 
     def close(self) -> None:

@@ -170,18 +170,19 @@ def test_compact_refuses_to_run_twice_at_once(tmp_path):
         compact(tmp_path / "raw", tmp_path / "out")
 
 
-def test_append_to_a_full_disk_raises_and_leaves_whole_lines(tmp_path, write):
+def test_append_to_a_full_disk_raises_and_leaves_whole_lines(tmp_path, write, campaign):
     """A file size limit stands in for a full disk: the system refuses the rest of the write in the same way."""
     log = DecisionLog(tmp_path / "raw", 2**20)
     write(log, "r1")
     (path,) = (tmp_path / "raw").glob("*.log")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 100, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 20, hard))
     try:
         with pytest.raises(LogError, match="cannot write the decision log"):
             write(log, "r2")
         assert log.error
+        assert not log.check(context_of(campaign, None), "2026-06-01")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, before)
