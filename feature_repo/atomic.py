@@ -22,7 +22,8 @@ def replacing(target: Path) -> Iterator[Path]:
     aside = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
     try:
         yield aside
-        _fsync(aside)
+        for written in (*aside.rglob("*"), aside):
+            _fsync(written)
         if target.is_dir():
             old = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"
             target.rename(old)
@@ -50,10 +51,8 @@ def write_json(target: Path, value: Any) -> None:
 
 
 def _fsync(path: Path) -> None:
-    files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else []
-    for item in (*files, path):
-        handle = os.open(item, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
