@@ -11,6 +11,8 @@ export DO_NOT_TRACK := 1
 export BENTOML_DO_NOT_TRACK := True
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
+# The lock is installed without bytecode (half the time): let Python keep what it compiles on first use.
+export PYTHONDONTWRITEBYTECODE :=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .PHONY: run test check bench serve ui clean
