@@ -186,7 +186,8 @@ def _guardrail_section(choice: Choice) -> Section:
         "Guardrails, and how the threshold was chosen",
         text="Candidates were tested from the smallest message volume upwards, on the users of the select split. Each "
         "must keep every guardrail above minus its margin, overall and in each segment; the first failure ends the "
-        "sequence.",
+        "sequence. Of those certified the score's own cut (0) is taken, unless another is better by more than one "
+        "standard error of their paired difference.",
         tables=[
             table_html(
                 candidates, "Candidates in the order tested; gain over sending none, EUR.", _formats(candidates)
