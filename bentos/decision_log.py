@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -81,8 +82,8 @@ def compact(raw_dir: Path, decisions_dir: Path) -> Compaction:
     return Compaction(len(files), count, finished, tuple(damaged))
 
 
-def read_decisions(path: Path) -> Iterator[dict[str, Any]]:
-    """Decisions of one raw file as rows of the decision log's columns, in the order they were made.
+def read_decisions(path: Path, user_id: str | None = None) -> Iterator[dict[str, Any]]:
+    """Decisions of one raw file (about one user) as rows of the decision log's columns, in the order they were made.
 
     Raises: DataError: a damaged line, after the rows before it.
     """
@@ -90,8 +91,17 @@ def read_decisions(path: Path) -> Iterator[dict[str, Any]]:
     for line in read_lines(path):
         if line["kind"] == "context":
             contexts[line["id"]] = line
-        else:
-            yield from _rows(line, contexts[line["context"]])
+        elif user_id is None or user_id in line["users"]:
+            rows = _rows(line, contexts[line["context"]])
+            yield from (row for row in rows if user_id in (None, row["user_id"]))
+
+
+def count_reasons(path: Path) -> Counter[str]:
+    """Decisions per reason in one raw file (DataError: a damaged line)."""
+    counts: Counter[str] = Counter()
+    for line in read_lines(path):
+        counts.update(REASONS[code] for code in line.get("reason", ()))
+    return counts
 
 
 def _rows(line: dict[str, Any], context: dict[str, Any]) -> Iterator[dict[str, Any]]:

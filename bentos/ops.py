@@ -7,6 +7,7 @@ addresses and their logs.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from bentos.decision_log import read_decisions
+from bentos.decision_log import count_reasons, read_decisions
 from bentos.raw_log import SUFFIX
 from bentos.settings import now
 from bentos.worker import Worker
@@ -111,10 +112,11 @@ def _last_week() -> dict[str, Any]:
 
 
 def _decided_today(log_dir: Path) -> list[tuple[str, int]]:
-    """Decisions per reason in the raw log files of today."""
+    """Decisions per reason in the raw log files of today; files damaged or gone by now are left out."""
     counts: Counter[str] = Counter()
     for path in log_dir.glob(f"{now().date().isoformat()}-*{SUFFIX}"):
-        counts.update(row["reason"] for row in _rows(path))
+        with contextlib.suppress(DataError, FileNotFoundError):
+            counts += count_reasons(path)
     return counts.most_common()
 
 
@@ -132,13 +134,9 @@ def latest_decision(user_id: str) -> dict[str, Any] | None:
     return {**row, **parsed}
 
 
-def _rows(path: Path, user_id: str | None = None) -> list[dict[str, Any]]:
-    """Rows of a raw file (of one user); what can be read of a damaged one; none of one that compaction removed."""
-    found: list[dict[str, Any]] = []
+def _rows(path: Path, user_id: str) -> list[dict[str, Any]]:
+    """A user's rows of a raw file; none of one that is damaged, or that compaction has removed."""
     try:
-        for row in read_decisions(path):
-            if user_id is None or row["user_id"] == user_id:
-                found.append(row)
+        return list(read_decisions(path, user_id))
     except (DataError, FileNotFoundError):
-        return found
-    return found
+        return []

@@ -49,9 +49,7 @@ class RedisWire:
             # late replies would be taken for those of the next request
             self.close()
             raise
-        for reply in replies:
-            if isinstance(reply, hiredis.ReplyError):
-                raise StoreError(f"Redis at {self.host}:{self.port}: {reply}")
+        self._check(replies)
         return replies
 
     def close(self) -> None:
@@ -64,17 +62,23 @@ class RedisWire:
         secure = ssl.create_default_context() if str(self.options.get("ssl", "")).lower() == "true" else None
         loop = asyncio.get_running_loop()
         _, protocol = await loop.create_connection(_Protocol, self.host, self.port, ssl=secure)
-        greeting = []
+        greeting: list[Any] = []
         if "password" in self.options:
             user = [self.options["username"]] if "username" in self.options else []
             greeting.append(("AUTH", *user, _plain(self.options["password"])))
         if "db" in self.options:
             greeting.append(("SELECT", self.options["db"]))
-        if greeting:
-            for reply in await protocol.ask(b"".join(hiredis.pack_command(g) for g in greeting), len(greeting)):
-                if isinstance(reply, hiredis.ReplyError):
-                    raise StoreError(f"Redis at {self.host}:{self.port}: {reply}")
+        try:
+            self._check(await protocol.ask(b"".join(hiredis.pack_command(g) for g in greeting), len(greeting)))
+        except BaseException:
+            protocol.drop()
+            raise
         return protocol
+
+    def _check(self, replies: list[Any]) -> None:
+        for reply in replies:
+            if isinstance(reply, hiredis.ReplyError):
+                raise StoreError(f"Redis at {self.host}:{self.port}: {reply}")
 
 
 class _Protocol(asyncio.Protocol):
@@ -92,6 +96,8 @@ class _Protocol(asyncio.Protocol):
     async def ask(self, commands: bytes, count: int) -> list[Any]:
         if self.transport is None:
             raise ConnectionError("Redis closed the connection")
+        if count == 0:
+            return []
         self.replies, self.count = [], count
         self.done = asyncio.get_running_loop().create_future()
         self.transport.write(commands)
