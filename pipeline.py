@@ -48,8 +48,10 @@ if TYPE_CHECKING:
     from models.forward import NumpyModel
     from monitoring.decide import Decision
 
+# \b keeps the lines of a paragraph as they are
+HELP = (__doc__ or "").replace("Exit codes:", "\b\nExit codes:")
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help=__doc__, rich_markup_mode=None, pretty_exceptions_enable=False
+    no_args_is_help=True, add_completion=False, help=HELP, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 experiment_app = typer.Typer(no_args_is_help=True, help="Plan and read a live A/B test.")
 app.add_typer(experiment_app, name="experiment")
