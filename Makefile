@@ -15,33 +15,38 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTHONDONTWRITEBYTECODE :=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: run test check bench serve ui clean
+.PHONY: run test check bench serve ui clean $(VENV)
 
-$(VENV): requirements.lock pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+# The stamp is written last: an installation that was killed half-way is begun anew.
+INSTALLED := $(VENV)/.installed
+
+$(VENV): $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/pip install -q --disable-pip-version-check --no-compile --no-deps -r requirements.lock
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
-	touch $(VENV)
+	touch $@
 
-run: $(VENV)
+run: $(INSTALLED)
 	$(BIN)/tactful run --users $(USERS) --days $(DAYS) --seed $(SEED)
 
-test: $(VENV)
+test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow"
 
-check: $(VENV)
+check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow"
 
-bench: $(VENV)
+bench: $(INSTALLED)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-serve: $(VENV)
+serve: $(INSTALLED)
 	$(BIN)/bentoml serve
 
-ui: $(VENV)
+ui: $(INSTALLED)
 	$(BIN)/evidently ui --workspace data/monitoring/workspace --host 127.0.0.1 --port 8001
 
 clean:
