@@ -8,9 +8,14 @@ from feature_repo.atomic import replacing, write_json, write_text
 def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path):
     target = tmp_path / "a.txt"
     write_text(target, "old")
-    with pytest.raises(RuntimeError, match="killed"), replacing(target) as aside:
-        aside.write_text("half")
-        raise RuntimeError("killed")
+
+    def killed():
+        with replacing(target) as aside:
+            aside.write_text("half")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        killed()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
 
