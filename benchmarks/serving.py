@@ -15,6 +15,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -216,6 +217,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--soak", type=float, help="seconds")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # stop the servers also when this is stopped
     with tempfile.TemporaryDirectory() as scratch:
         folder = (options.world or Path(scratch)).resolve()
         prepare(folder)
