@@ -259,6 +259,7 @@ class SqliteReader:
         """Features of all users of the batch, in order."""
         keys = [entity_key(user) for ask in asks for user in ask.user_ids]
         distinct = list(dict.fromkeys(keys))
+        await asyncio.sleep(0)  # let requests that have arrived meanwhile queue for the next batch
         try:
             found = self._query(distinct, 0.0) if len(distinct) <= INLINE_USERS else None
         except sqlite3.Error:  # locked by a writer, most likely: wait for it, elsewhere
