@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bentos.assignment import LAYERS
-from bentos.engine import CODE, OK, REASONS, Bundle, Decisions, Rows, decide, load_bundle
+from bentos.engine import CODE, OK, Bundle, Decisions, Rows, decide, load_bundle
 from campaign import Campaign, ModelError, StoreError
 from feature_repo.atomic import replacing, write_json
+from feature_repo.contracts import REASONS
 from feature_repo.retrieval import FeatureSchema, feature_schema, latest_features, open_store
 from feature_repo.store import snapshot_file
 from models.registry import champion_tag, model_path

@@ -17,13 +17,14 @@ import numpy as np
 
 from bentos import metrics
 from bentos.champion import Champion, Serving
-from bentos.engine import REASONS, Decisions, Rows, decide, decide_without_model
+from bentos.engine import Decisions, Rows, decide, decide_without_model
 from bentos.experiments import with_experiments
 from bentos.features import Ask, Coalescer, Reader, no_rows
 from bentos.raw_log import DecisionLog, batch_line
 from bentos.schemas import DecideRequest
 from bentos.settings import Settings
 from campaign import Campaign, StoreError
+from feature_repo.contracts import REASONS
 
 logger = logging.getLogger("tactful.decide")
 

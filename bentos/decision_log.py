@@ -21,11 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bentos.assignment import LAYERS
-from bentos.engine import REASONS
 from bentos.raw_log import SUFFIX, read_lines, unpacked
 from campaign import DataError
 from feature_repo.atomic import replacing
-from feature_repo.contracts import DECISIONS
+from feature_repo.contracts import DECISIONS, REASONS
 
 _TIME = pa.timestamp("us", tz="UTC")
 _TYPES = {

@@ -18,20 +18,9 @@ from bentos import assignment as assign
 from bentos.forward import SMALL, SmallBatch
 from campaign import Assignment, Campaign, ModelError
 from feature_repo.atomic import write_json
+from feature_repo.contracts import REASONS
 from models.forward import NumpyModel
 
-REASONS = (
-    "eligible",
-    "below_threshold",
-    "holdout",
-    "exploration",
-    "baseline_arm",
-    "unknown_user",
-    "stale_features",
-    "feature_store_error",
-    "model_unavailable",
-    "over_budget",
-)
 CODE = {reason: code for code, reason in enumerate(REASONS)}
 OK = -1  # status of a user whose features are all there; any other status is the code of a reason
 

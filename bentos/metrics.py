@@ -10,7 +10,8 @@ import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
-from bentos.engine import REASONS, Decisions
+from bentos.engine import Decisions
+from feature_repo.contracts import REASONS
 
 SCORES_PER_BATCH = 8  # a sample: observing one value costs as much as deciding about one user
 

@@ -96,8 +96,6 @@ def train_challenger(
     schema = feature_schema(store)
     frame = training_frame(store, read_decisions(data / "decisions"), campaign, data / "logs", as_of)
     frame["split"] = split_of(frame["user_id"], campaign.splits)
-    require_valid(randomisation_checks(campaign, frame, schema))
-    _check_splits(frame)
     return fit_and_report(campaign, frame, schema, data, finish=finish, progress=progress, warm_start=warm_start)
 
 
@@ -116,6 +114,8 @@ def fit_and_report(
     from models.train import fit
 
     spec, checks = fit_spec(campaign, schema), randomisation_checks(campaign, frame, schema)
+    require_valid(checks)
+    _check_splits(frame)
     fitted = fit(frame[frame["split"] == "train"], spec, progress=progress, warm_start=warm_start)
     mu_hat = fitted.predict(frame)
     rival = rivals(frame, spec)
