@@ -349,7 +349,9 @@ def read_experiment(
     from monitoring.experiment_run import read_live
 
     if frame is not None and plan is not None and name is None:
-        readout = read(read_table(frame), ExperimentPlan.from_toml(plan))
+        asked = ExperimentPlan.from_toml(plan)
+        names = (asked.unit, asked.variant, asked.exposure, *asked.segments)
+        readout = read(read_table(frame, [column for column in names if column]), asked)
     elif name is not None and frame is None and plan is None:
         readout = read_live(load_campaign(), data_dir(), name, _as_of(None), triggered=triggered)
     else:

@@ -25,7 +25,7 @@ from monitoring.experiment_forecast import forecast_against_outcome, forecasts_o
 from monitoring.experiment_plan import ExperimentPlan, Metric
 from monitoring.experiment_power import plan_experiment
 from monitoring.experiment_read import Readout, read_experiment
-from monitoring.experiment_stats import sample_ratio
+from monitoring.experiment_stats import sample_ratio_p
 
 SEGMENTS = np.array(["free", "premium", "trial"])
 SEGMENT_SHARES = (0.6, 0.3, 0.1)
@@ -120,8 +120,7 @@ def srm_alarms(n_experiments: int, seed: int) -> dict[str, float]:
 def srm_nominal(draws: int, seed: int) -> float:
     """Share of healthy experiments with an overall alarm at the default p < 0.001."""
     treated = np.random.default_rng(seed).binomial(20_000, 0.5, draws)
-    shares = np.array([0.5, 0.5])
-    return float(np.mean([sample_ratio(np.array([20_000 - k, k]), shares)[1] < 0.001 for k in treated]))
+    return float(np.mean(sample_ratio_p(np.column_stack([20_000 - treated, treated]), np.array([0.5, 0.5])) < 0.001))
 
 
 def triggered_agreement(n_experiments: int, n: int, seed: int) -> dict[str, float]:

@@ -15,6 +15,7 @@ weight = 1.0
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -79,8 +80,13 @@ def load_spec(path: Path | str) -> TableSpec:
     return validated(TableSpec, read_toml(Path(path)), Path(path))
 
 
-def read_table(path: Path | str) -> pd.DataFrame:
-    """Read a CSV or Parquet file, by its ending (DataError: it is missing, empty or not readable)."""
+def read_table(path: Path | str, text: Sequence[str] = ()) -> pd.DataFrame:
+    """Read a CSV or Parquet file, by its ending (DataError: it is missing, empty or not readable).
+
+    Args:
+        path: of the file.
+        text: columns of names: where a CSV's column holds text, "NA", "None" and "null" are names in it, not missing.
+    """
     file = Path(path)
     # round_trip: pandas' default parser is off by one bit now and then, enough to cross a rule's threshold
     readers = {".csv": partial(pd.read_csv, float_precision="round_trip"), ".parquet": pd.read_parquet}
@@ -94,6 +100,9 @@ def read_table(path: Path | str) -> pd.DataFrame:
         raise DataError(f"{file}: not readable as {file.suffix[1:]}: {error}") from None
     if frame.empty:
         raise DataError(f"{file}: no rows")
+    words = [name for name in text if name in frame and (frame[name].dtype.kind in "Oi" or frame[name].isna().all())]
+    if file.suffix == ".csv" and words:
+        frame[words] = pd.read_csv(file, usecols=words, dtype=str, keep_default_na=False, na_values=[""])[words]
     return frame
 
 

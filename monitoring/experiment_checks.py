@@ -2,6 +2,7 @@
 
 Sample ratio (overall, by day, by segment): users per variant against the planned shares. Exposure: users got the
 variant they were assigned to, and every variant was reached alike. Trigger: it fires alike in every variant.
+Covariate: alike in every variant; if not, it was measured after the start, and CUPED would take out the effect itself.
 """
 
 from __future__ import annotations
@@ -12,10 +13,9 @@ import numpy as np
 import pandas as pd
 
 from monitoring.experiment_plan import ExperimentPlan
-from monitoring.experiment_stats import homogeneity, sample_ratio
+from monitoring.experiment_stats import Welch, homogeneity, sample_ratio_p, two_sided_p
 from monitoring.experiment_table import ExperimentTable, Grouping
 
-MIN_EXPECTED = 5  # users expected per cell, below which a chi-square p value means nothing
 MAX_CROSSED = 0.01  # share of users that may have got another variant than assigned
 
 COLUMNS = ["check", "scope", "pvalue", "threshold", "passed", "detail"]
@@ -30,6 +30,7 @@ def quality_checks(table: ExperimentTable, plan: ExperimentPlan) -> pd.DataFrame
     if table.trigger is not None:
         counts = _crossed(table.variant, table.trigger.astype(int), len(plan.variants), 2)
         rows.append(_alike("trigger", counts, plan, "users trigger"))
+    rows += [_before_row(name, values, table.variant, plan) for name, values in table.covariate.items()]
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -40,8 +41,7 @@ def _crossed(rows: np.ndarray, columns: np.ndarray, n_rows: int, n_columns: int)
 def _sample_ratio_rows(table: ExperimentTable, plan: ExperimentPlan) -> Iterator[Row]:
     shares = np.asarray(plan.variant_shares)
     counts = np.bincount(table.variant, minlength=len(shares))
-    _, p = sample_ratio(counts, shares)
-    yield _ratio_row("", p, plan.srm_p, counts, plan)
+    yield _ratio_row("", float(sample_ratio_p(counts[None, :], shares)[0]), plan.srm_p, counts, plan)
     groupings = {**({plan.day: table.day} if table.day is not None else {}), **table.segments}
     for column, grouping in groupings.items():
         yield _worst_level(column, grouping, table.variant, plan)
@@ -51,13 +51,10 @@ def _worst_level(column: str, grouping: Grouping, variant: np.ndarray, plan: Exp
     """The level with the smallest p value, against srm_p over the number of levels: one error rate per column."""
     shares = np.asarray(plan.variant_shares)
     counts = _crossed(grouping.codes, variant, len(grouping.labels), len(shares))
-    enough = counts.sum(axis=1) * (shares / shares.sum()).min() >= MIN_EXPECTED
-    if not enough.any():
-        return ("sample_ratio", column, float("nan"), plan.srm_p, True, f"too few users by {column} to check")
-    ps = np.array([sample_ratio(row, shares)[1] if ok else np.inf for row, ok in zip(counts, enough, strict=True)])
+    ps = sample_ratio_p(counts, shares)
     worst = int(ps.argmin())
     scope = f"{column}={grouping.labels[worst]}"
-    return _ratio_row(scope, float(ps[worst]), plan.srm_p / int(enough.sum()), counts[worst], plan)
+    return _ratio_row(scope, float(ps[worst]), plan.srm_p / len(ps), counts[worst], plan)
 
 
 def _ratio_row(scope: str, p: float, threshold: float, counts: np.ndarray, plan: ExperimentPlan) -> Row:
@@ -84,3 +81,17 @@ def _alike(check: str, counts: np.ndarray, plan: ExperimentPlan, words: str) -> 
     shares = counts[:, 1] / counts.sum(axis=1)
     by_variant = ", ".join(f"{name} {share:.1%}" for name, share in zip(plan.variants, shares, strict=True))
     return (check, "", p, plan.srm_p, p >= plan.srm_p, f"{words}: {by_variant}; p {p:.2g}")
+
+
+def _before_row(metric: str, values: np.ndarray, variant: np.ndarray, plan: ExperimentPlan) -> Row:
+    """Whether the covariate of a metric has the same mean in every treatment as in control."""
+    control, ps = values[variant == 0], []
+    for arm in range(1, len(plan.variants)):
+        treated = values[variant == arm]
+        if min(len(control), len(treated)) > 1 and (welch := Welch.of(treated, control)).se > 0:
+            ps.append(two_sided_p(welch.z_against(0.0)))
+    p = min(1.0, len(ps) * min(ps)) if ps else 1.0
+    threshold = plan.srm_p / sum(m.covariate is not None for m in plan.metric)
+    means = [float(values[variant == code].mean()) for code in range(len(plan.variants))]
+    told = ", ".join(f"{name} {mean:.4g}" for name, mean in zip(plan.variants, means, strict=True))
+    return ("covariate", metric, p, threshold, p >= threshold, f"mean of {metric}'s covariate: {told}; p {p:.2g}")

@@ -42,10 +42,15 @@ def _short_direction(value: Any) -> Any:
     return value.removesuffix(" is better") if isinstance(value, str) else value
 
 
+def _as_text(value: Any) -> Any:
+    """Variants 0 and 1, or false and true, are labels as good as names; bool before int, which it is."""
+    return str(value) if isinstance(value, (bool, int)) else value
+
+
 BEFORE = "_before"  # a metric's pre-period column is its name with this behind
 
 Column = Annotated[str, Field(min_length=1)]
-Label = str | int
+Label = Annotated[str, BeforeValidator(_as_text)]
 Direction = Annotated[Literal["higher", "lower"], BeforeValidator(_short_direction)]
 
 
@@ -119,9 +124,27 @@ class ExperimentPlan(_Frozen):
             raise ValueError(f"metric names == {names}, must be unique")
         if not any(m.role == "success" for m in self.metric):
             raise ValueError(f"metric roles == {[m.role for m in self.metric]}: at least one metric must be a success")
+        self._check_columns()
         self._check_shares()
         self._check_looks()
         return self
+
+    def _check_columns(self) -> None:
+        """No column in two parts: an outcome as segment or covariate would be conditioned on what is measured."""
+        own = {"unit": self.unit, "variant": self.variant, "exposure": self.exposure, "trigger": self.trigger}
+        parts = [(part, column) for part, column in own.items() if column]
+        parts += [(f"metric {m.name}", m.name) for m in self.metric]
+        used: dict[str, str] = {}
+        for part, column in [*parts, *(("segments", column) for column in self.segments)]:
+            if column in used:
+                raise ValueError(f"{part} == {column!r}, which is also {used[column]}: every part needs its own column")
+            used[column] = part
+        for m in self.metric:
+            if m.covariate and used.get(m.covariate, "segments") != "segments":
+                raise ValueError(
+                    f"metric {m.name}: covariate == {m.covariate!r}, which is also {used[m.covariate]}; it must be "
+                    "measured before the experiment"
+                )
 
     def _check_shares(self) -> None:
         if isinstance(self.shares, dict) and set(self.shares) != set(self.variants):

@@ -89,6 +89,7 @@ def _failure(check: Mapping[Hashable, Any]) -> str:
         "delivery": "delivery check failed",
         "exposure": "exposure differs between variants",
         "trigger": "the trigger depends on the variant",
+        "covariate": "variants differ before the experiment",
     }
     return f"{words[check['check']]}{where}: {check['detail']}; find the cause before believing any effect"
 

@@ -75,7 +75,7 @@ def checked_table(frame: pd.DataFrame, plan: ExperimentPlan) -> ExperimentTable:
         outcome={m.name: outcome_values(frame, m, plan.unit) for m in plan.metric},
         covariate={m.name: covariate_values(frame[m.covariate]) for m in plan.metric if m.covariate},
         segments={column: segment_groups(frame[column]) for column in plan.segments},
-        day=_grouping(frame[plan.day]) if plan.day in frame.columns else None,
+        day=_grouping(_days(frame[plan.day])) if plan.day in frame.columns else None,
         exposure=_exposure(frame[plan.exposure], plan) if plan.exposure else None,
         trigger=_trigger(frame[plan.trigger]) if plan.trigger else None,
     )
@@ -87,6 +87,8 @@ def need_column(frame: pd.DataFrame, column: str) -> None:
         near = difflib.get_close_matches(column, [str(c) for c in frame.columns], n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"the table has {', '.join(map(str, frame.columns))}"
         raise DataError(f"column {column!r}: the plan names it and the table has no such column; {hint}")
+    if list(frame.columns).count(column) > 1:
+        raise DataError(f"column {column!r}: the table has it {list(frame.columns).count(column)} times; keep one")
 
 
 def _variant_codes(values: pd.Series, plan: ExperimentPlan) -> np.ndarray:
@@ -95,7 +97,7 @@ def _variant_codes(values: pd.Series, plan: ExperimentPlan) -> np.ndarray:
         unknown = values[codes < 0]
         raise DataError(
             f"column {plan.variant!r}: {len(unknown)} of {len(values)} rows have a variant that is not in the plan "
-            f"(first: {unknown.iloc[0]!r}); expected {list(plan.variants)}. Drop those rows, or correct the plan"
+            f"(first: {str(unknown.iloc[0])!r}); expected {list(plan.variants)}. Drop those rows, or correct the plan"
         )
     return np.asarray(codes, dtype=np.int64)
 
@@ -162,6 +164,7 @@ def outcome_values(frame: pd.DataFrame, metric: Metric, unit: str) -> np.ndarray
 
 def _numbers(values: pd.Series) -> np.ndarray:
     """Float values with NaN for null; refuses text and infinities."""
+    values = values.infer_objects()  # numbers in a column of objects, as a nullable column is often loaded
     if not (pd.api.types.is_numeric_dtype(values) or values.isna().all()):
         raise DataError(f"column {values.name!r}: expected numbers, found {values.dtype} (first: {values.iloc[0]!r})")
     numbers = values.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
@@ -194,6 +197,11 @@ def _grouping(values: pd.Series) -> Grouping:
     names: Sequence[str] = [str(label) for label in found]
     unused = [] if labels is None else [str(label) for label in labels if str(label) not in names]
     return Grouping(codes, (*names, *unused))
+
+
+def _days(values: pd.Series) -> pd.Series:
+    """Days of entry; instants become their day."""
+    return values.dt.strftime("%Y-%m-%d") if pd.api.types.is_datetime64_any_dtype(values) else values
 
 
 def _exposure(values: pd.Series, plan: ExperimentPlan) -> Grouping:

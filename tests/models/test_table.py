@@ -196,3 +196,13 @@ def test_hillstrom_fit_and_predict_three_arms(hillstrom, tmp_path):
     uplift = table[table["outcome"] == "visit"].set_index("arm")["uplift"]
     # predictions average to the experiment's own difference, within about four standard errors of .3 points
     assert predicted["uplift_Mens E-Mail_visit"].mean() == pytest.approx(uplift["Mens E-Mail"], abs=0.012)
+
+
+def test_names_like_na_stay_names_in_a_csv_where_asked(tmp_path):
+    file = tmp_path / "table.csv"
+    file.write_text("id,variant,country,x\n007,None,NA,1\n7,null,,NA\n")
+    frame = read_table(file, text=["id", "variant", "country"])
+    assert frame["id"].tolist() == ["007", "7"]
+    assert frame["variant"].tolist() == ["None", "null"]
+    assert frame["country"].tolist()[0] == "NA"
+    assert frame.isna().sum().to_dict() == {"id": 0, "variant": 0, "country": 1, "x": 1}

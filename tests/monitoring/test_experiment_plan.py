@@ -79,6 +79,13 @@ BAD = [
     ('name = "churn"', 'name = "subscription"', r"must be unique"),
     ('role = "success"', 'role = "guardrail"\nmargin = 0.1', r"at least one metric must be a success"),
     ('kind = "binary"\nrole = "success"', 'kind = "count"\nrole = "success"', r"metric\[0\].kind"),
+    ('["plan"]', '["churn"]', r"segments == 'churn', which is also metric churn"),
+    ('["plan"]', '["plan", "plan"]', r"segments == 'plan', which is also segments"),
+    (
+        '"churn_before"',
+        '"subscription"',
+        r"covariate == 'subscription', which is also metric",
+    ),
     ("[[metric]]", "[[metrics]]", r"metric: missing"),
     ("looks = 5", "looks = 5 5", r"not valid TOML"),
 ]

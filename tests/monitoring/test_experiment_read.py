@@ -181,12 +181,21 @@ def test_users_without_a_segment_are_a_segment():
     assert "plan=(missing)" in set(read_experiment(frame, PLAN).table["segment"])
 
 
-@pytest.mark.parametrize("kind", ["bool", "Int64", "object", "category"])
+@pytest.mark.parametrize("kind", ["bool", "Int64", "object", "category", "numbers as objects", "instants"])
 def test_column_types_do_not_matter(kind):
     frame = users(lift=0.02)
     expected = read_experiment(frame, PLAN).table["effect_size"].tolist()
     if kind in ("bool", "Int64"):
         frame = frame.astype({"subscription": kind, "retention": kind})
+    elif kind == "numbers as objects":
+        frame = frame.astype({"subscription": bool, "retention": int}).astype(
+            {"subscription": object, "retention": object}
+        )
+    elif kind == "instants":
+        frame["day"] = pd.Timestamp("2026-03-02", tz="UTC") + pd.to_timedelta(np.arange(len(frame)) * 60, unit="s")
+        checks = read_experiment(frame, PLAN).checks
+        assert set(checks["scope"].str.partition("=")[0]) == {"", "day", "plan"}
+        assert checks.query("scope.str.startswith('day')")["threshold"].iloc[0] == pytest.approx(0.001 / 5)  # days
     else:
         frame = frame.astype({"variant": kind, "plan": kind})
     assert read_experiment(frame, PLAN).table["effect_size"].tolist() == pytest.approx(expected, abs=1e-12)
@@ -197,6 +206,16 @@ def test_integer_variants():
     frame = users(lift=0.04)
     frame["variant"] = (frame["variant"] == "treatment").astype(float)
     assert read_experiment(frame, plan).decision == "ship"
+    named = ExperimentPlan.model_validate({**PLAN.model_dump(), "control": False, "treatment": True})
+    assert read_experiment(frame.astype({"variant": bool}), named).decision == "ship"
+
+
+def test_a_covariate_measured_after_the_start_never_ships():
+    frame = users(lift=0.04)
+    frame["listening_before"] += 0.4 * (frame["variant"] == "treatment")
+    readout = read_experiment(frame, PLAN.model_copy(update={"metric": (SUBSCRIPTION, LISTENING)}))
+    assert readout.decision != "ship"
+    assert any("variants differ before the experiment in listening" in reason for reason in readout.reasons)
 
 
 def test_row_order_and_index_do_not_matter():
@@ -334,6 +353,7 @@ def crossed(frame):
 BAD = [
     (lambda f: f.drop(columns="variant"), "column 'variant': the plan names it and the table has no such column"),
     (lambda f: f.rename(columns={"retention": "retentoin"}), "'retention'.*did you mean 'retentoin'"),
+    (lambda f: pd.concat([f, f[["plan"]]], axis=1), "column 'plan': the table has it 2 times; keep one"),
     (lambda f: f.iloc[:0], "no rows: no outcome has matured yet"),
     (lambda f: f.assign(retention=np.nan), "'retention': all 50 values are null: no outcome has matured yet"),
     (lambda f: f.assign(retention=f["retention"].mask(f.index == 7)), "1 of 50 values are null .first: user_id 'u7'"),

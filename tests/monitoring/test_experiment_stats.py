@@ -21,7 +21,7 @@ from monitoring.experiment_stats import (
     holm,
     homogeneity,
     obrien_fleming,
-    sample_ratio,
+    sample_ratio_p,
     two_sided_p,
     wilson,
 )
@@ -79,14 +79,31 @@ def test_diluted_scales_the_effect_and_keeps_its_sign():
 
 
 def test_sample_ratio_equals_scipy():
-    counts, shares = np.array([4890, 5110, 2500]), np.array([0.4, 0.4, 0.2])
-    expected = stats.chisquare(counts, counts.sum() * shares)
-    assert sample_ratio(counts, shares) == pytest.approx((expected.statistic, expected.pvalue), abs=1e-12)
+    counts, shares = np.array([[4890, 5110, 2500], [3, 9, 1]]), np.array([0.4, 0.4, 0.2])
+    large, small = sample_ratio_p(counts, shares)
+    assert large == pytest.approx(stats.chisquare(counts[0], 12_500 * shares).pvalue, abs=1e-12)
+    one_sided = [stats.binomtest(x, 13, s, alternative=a).pvalue for x, s in zip(counts[1], shares, strict=True)
+                 for a in ("less", "greater")]  # fmt: skip
+    assert small == pytest.approx(min(1.0, 6 * min(one_sided)), abs=1e-12)
+    assert sample_ratio_p(np.array([[0, 9], [9, 0], [0, 0]]), np.array([0.5, 0.5])) == pytest.approx(
+        [2 * 0.5**9, 2 * 0.5**9, 1.0]
+    )
+
+
+def test_sample_ratio_by_day_keeps_its_rate_with_a_small_share():
+    """30 days of 200 users, 10% treated: the smallest p value against .001 / 30 (chi-square: .004)."""
+    treated = np.random.default_rng(7).binomial(200, 0.1, (3000, 30))
+    ps = sample_ratio_p(np.column_stack([200 - treated.ravel(), treated.ravel()]), np.array([0.9, 0.1]))
+    assert (ps.reshape(3000, 30).min(axis=1) < 0.001 / 30).mean() <= 0.001 + 3 * math.sqrt(0.001 / 3000)
 
 
 def test_homogeneity_equals_scipy():
-    table = np.array([[30, 70, 0], [45, 60, 0]])
-    assert homogeneity(table) == pytest.approx(stats.chi2_contingency(table[:, :2], correction=False).pvalue, abs=1e-12)
+    table = np.array([[300, 700], [450, 600]])
+    assert homogeneity(table) == pytest.approx(stats.chi2_contingency(table, correction=False).pvalue, abs=1e-12)
+    # two users of ten thousand, both in the small variant: chi-square says 2e-5
+    rare = np.array([[9000, 0], [998, 2]])
+    assert homogeneity(rare) == pytest.approx(stats.fisher_exact(rare)[1], abs=1e-12)
+    assert homogeneity(rare) > 0.005
     assert homogeneity(np.array([[5, 0], [7, 0]])) == 1.0
 
 
