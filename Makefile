@@ -15,6 +15,9 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTHONDONTWRITEBYTECODE :=
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
+# Two tests at a time, each file in one process: fixtures are shared within a file.
+PYTEST := $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+
 .PHONY: run test check bench serve ui clean $(VENV)
 
 # The stamp is written last: an installation that was killed half-way is begun anew.
@@ -32,13 +35,13 @@ run: $(INSTALLED)
 	$(BIN)/tactful run --users $(USERS) --days $(DAYS) --seed $(SEED)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST)
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST)
 
 bench: $(INSTALLED)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

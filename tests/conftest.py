@@ -16,6 +16,11 @@ import pytest  # noqa: E402  # after the environment
 HILLSTROM = Path(os.environ.get("TACTFUL_HILLSTROM", Path(__file__).parents[2] / "shared" / "data" / "hillstrom.csv"))
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The whole chain first: it takes longest, and two processes that share the files are done sooner."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
+
+
 @pytest.fixture(scope="session")
 def hillstrom() -> Path:
     """The Hillstrom experiment's CSV; its tests carry the marker `hillstrom`."""
