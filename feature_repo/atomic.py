@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -25,6 +26,8 @@ def replacing(target: Path) -> Iterator[Path]:
         for written in (*aside.rglob("*"), aside):
             _fsync(written)
         if target.is_dir():
+            if aside.is_file():
+                raise IsADirectoryError(errno.EISDIR, "a file cannot take the place of a folder", str(target))
             old = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.old"
             target.rename(old)
             aside.rename(target)

@@ -23,6 +23,7 @@ from campaign import DataError
 from feature_repo import checks
 from feature_repo.atomic import write_json, write_text
 from feature_repo.checks import Column, Contract, check_file
+from feature_repo.log_files import stamp_of
 
 __all__ = ["DECISIONS", "LOGS", "Column", "Contract", "Quarantined", "check_file", "ingest"]
 
@@ -169,7 +170,7 @@ def ingest(logs_dir: Path, quarantine_dir: Path) -> list[Quarantined]:
     checked, quarantined = {}, []
     for name, contract in LOGS.items():
         for path in sorted((logs_dir / name).glob("date=*/*.parquet")):
-            key, stamp = path.relative_to(logs_dir).as_posix(), _stamp(path)
+            key, stamp = path.relative_to(logs_dir).as_posix(), stamp_of(path)
             try:
                 if seen.get(key) != stamp:
                     check_file(path, contract)
@@ -193,11 +194,6 @@ def _read_seen(logs_dir: Path) -> dict[str, list[int]]:
     except (FileNotFoundError, ValueError, KeyError):  # none yet, or damaged: checking again is always right
         return {}
     return checked
-
-
-def _stamp(path: Path) -> list[int]:
-    stat = path.stat()
-    return [stat.st_size, stat.st_mtime_ns]
 
 
 def _quarantine(path: Path, target: Path, reason: str) -> Quarantined:

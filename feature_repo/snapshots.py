@@ -6,7 +6,8 @@ The folder of day D holds everything created at D 00:00 UTC, and is written once
     corrections.parquet    event_timestamp D-1..D-4: users with late events that arrived on D-1, computed again
 
 So a query at any time sees what was known then, by created_timestamp. A folder appears by one rename: a killed run
-leaves only `.building`, which the next run removes.
+leaves only `.building`, which the next run removes. When a log file is changed, or put in late (mended, delivered
+again), the days it reaches are built once more.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import duckdb
 from campaign import DataError, StoreError
 from feature_repo import aggregates
 from feature_repo.contracts import LOGS
+from feature_repo.log_files import read_state, stale_days, stamps, write_state
 
 CHUNK_ROWS = 500_000  # users x days computed at once: bounds memory, whatever the range
 ROW_GROUP = 65_536
@@ -39,8 +41,9 @@ def build_snapshots(
     threads: int = 1,
     memory_limit: str = "1GB",
     progress: Callable[[int, int], None] | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> list[date]:
-    """Build the snapshots of every day that has none yet. Idempotent; safe to kill.
+    """Build the snapshots of every day that has none yet, or whose logs changed. Idempotent; safe to kill.
 
     Args:
         logs_dir: checked raw logs (`contracts.ingest`).
@@ -49,6 +52,7 @@ def build_snapshots(
         threads: DuckDB threads.
         memory_limit: DuckDB's limit, as in "1GB"; what does not fit is spilled beside the snapshots.
         progress: called with (days done, days to do).
+        tell: called with a sentence when days must be built again.
 
     Returns:
         The days built, in order; the first possible day is the second day of the logs.
@@ -63,12 +67,26 @@ def build_snapshots(
     until = until or min(last, _today())
     features_dir.mkdir(parents=True, exist_ok=True)
     with _only_builder(features_dir) as building:
-        days = [d for d in _days(first, until) if not (features_dir / f"date={d}").exists()]
+        files, before = stamps(logs_dir, LOGS), read_state(features_dir)
+        built = {d for d in _days(first, last) if (features_dir / f"date={d}").exists()}
+        stale = stale_days(before, files, built)
+        again: set[date] = set().union(*stale.values())
+        if stale and tell:
+            tell(_why_again(list(stale), len(again)))
+        # what makes days stale is written down only when they are built again, so that a killed run is taken up
+        write_state(features_dir, {f: stamp for f, stamp in files.items() if f not in stale})
+        days = sorted(again | {d for d in _days(first, until) if d not in built})
         if days:
             with _connect(building, threads, memory_limit) as con:
                 _load(con, logs_dir, days[0], days[-1])
                 _build(con, days, first, building, features_dir, progress or (lambda done, total: None))
+        write_state(features_dir, files)
     return days
+
+
+def _why_again(files: list[str], days: int) -> str:
+    others = f" and {len(files) - 1} other files" if len(files) > 1 else ""
+    return f"{files[0]}{others} came or changed after snapshots of its days were built: {days} days are built again"
 
 
 def _today() -> date:
@@ -163,8 +181,11 @@ def _build(
         con.execute(aggregates.ASOF, {"first": chunk[0], "last": chunk[-1], "first_ever": first_ever})
         con.execute(aggregates.FEATURES)
         for day in chunk:
-            _write(con, day, building / f"date={day}")
-            os.rename(building / f"date={day}", features_dir / f"date={day}")
+            made, place = building / f"date={day}", features_dir / f"date={day}"
+            _write(con, day, made)
+            if place.exists():  # built again: a folder cannot be renamed over another
+                os.rename(place, building / f"old-{day}")
+            os.rename(made, place)
             _fsync(features_dir)
             progress(days.index(day) + 1, len(days))
 

@@ -41,6 +41,14 @@ def test_replacing_syncs_what_it_wrote_and_nothing_beside_it(tmp_path, monkeypat
     assert not any("other" in path for path in opened)
 
 
+def test_replacing_never_puts_a_file_in_the_place_of_a_folder(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "kept").touch()
+    with pytest.raises(IsADirectoryError, match="a file cannot take the place of a folder"):
+        write_text(tmp_path / "data", "text")
+    assert [p.name for p in tmp_path.rglob("*")] == ["data", "kept"]
+
+
 def test_write_json_refuses_nan_and_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "a.json", {"x": float("nan")})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from feature_oracle import Oracle
 from campaign import DataError, StoreError
 from feature_repo import snapshots
 from feature_repo.aggregates import COLUMNS
+from feature_repo.log_files import stale_days
 from feature_repo.snapshots import build_snapshots
 
 DAY = timedelta(days=1)
@@ -194,3 +196,73 @@ def test_build_refuses_a_second_builder(small: Path, tmp_path: Path) -> None:
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
+
+
+def _logs(folder: Path) -> Path:
+    write_logs(make_logs(users=40, days=12, seed=3), folder, 12)
+    return folder
+
+
+def _rebuilt(logs: Path, folder: Path) -> dict[str, str]:
+    build_snapshots(logs, folder)
+    return contents(folder)
+
+
+@pytest.mark.parametrize("table", ["sessions", "users", "subscriptions", "messages"])
+def test_build_takes_up_a_file_that_came_late(table: str, tmp_path: Path) -> None:
+    """A file that was mended, or delivered after its day's snapshot: the end is as if it had always been there."""
+    logs = _logs(tmp_path / "logs")
+    file = sorted((logs / table).glob("date=*/*.parquet"))[3]
+    day = date.fromisoformat(file.parent.name.removeprefix("date="))
+    aside = tmp_path / "mended.parquet"
+    file.rename(aside)
+    build_snapshots(logs, tmp_path / "f")
+    aside.rename(file)
+    told: list[str] = []
+    built = build_snapshots(logs, tmp_path / "f", tell=told.append)
+    assert built == [d for d in (START + n * DAY for n in range(1, 13)) if d > day]
+    assert told == [
+        f"{file.relative_to(logs)} came or changed after snapshots of its days were built: "
+        f"{len(built)} days are built again"
+    ]
+    assert contents(tmp_path / "f") == _rebuilt(logs, tmp_path / "fresh")
+    assert build_snapshots(logs, tmp_path / "f") == []
+
+
+def test_build_takes_up_a_changed_file_also_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs = _logs(tmp_path / "logs")
+    build_snapshots(logs, tmp_path / "f")
+    file = sorted((logs / "sessions").glob("date=*/*.parquet"))[2]
+    table = pq.read_table(file, partitioning=None)
+    pq.write_table(table.slice(0, len(table) // 2), file)
+
+    def dies(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshots, "_build", dies)
+        with pytest.raises(KeyboardInterrupt):
+            build_snapshots(logs, tmp_path / "f")
+    # days 3 to 12, whatever `until` says
+    assert build_snapshots(logs, tmp_path / "f", START + DAY) == [START + n * DAY for n in range(3, 13)]
+    assert contents(tmp_path / "f") == _rebuilt(logs, tmp_path / "fresh")
+
+
+def test_build_keeps_snapshots_whose_old_logs_were_deleted(tmp_path: Path) -> None:
+    logs = _logs(tmp_path / "logs")
+    build_snapshots(logs, tmp_path / "f")
+    before = contents(tmp_path / "f")
+    for folder in logs.glob(f"*/date={START}"):
+        shutil.rmtree(folder)
+    assert build_snapshots(logs, tmp_path / "f") == []
+    assert contents(tmp_path / "f") == before
+
+
+def test_stale_days_end_where_a_log_is_forgotten() -> None:
+    built = [date(2026, 1, 1) + n * DAY for n in range(200)]
+    now = {f"{table}/date=2026-01-10/a.parquet": [1, 1] for table in ("sessions", "users")}
+    found = stale_days({}, now, built)
+    assert max(found["sessions/date=2026-01-10/a.parquet"]) == date(2026, 1, 10) + 95 * DAY
+    assert max(found["users/date=2026-01-10/a.parquet"]) == built[-1]
+    assert min(found["users/date=2026-01-10/a.parquet"]) == date(2026, 1, 11)
+    assert stale_days(now, now, built) == stale_days(None, now, built) == {}
