@@ -15,6 +15,7 @@ Exit codes:
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -63,24 +64,39 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 
 def main() -> None:
-    """Run the command; an error made on purpose prints its message, never a traceback."""
+    """Run the command; an error made on purpose, or by the machine, prints its message, never a traceback."""
     code: int | str | None = 0
-    shown = warnings.showwarning
-    # Feast switches deprecation warnings on for everybody; those of libraries are not the user's to mend
-    warnings.showwarning = lambda message, category, *rest, **more: (
-        None if issubclass(category, DeprecationWarning) else shown(message, category, *rest, **more)
-    )
+    warnings.showwarning = _show_warning
     try:
         app()
     except TactfulError as error:
-        err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
-        code = 3
+        code = _fail(str(error))
+    except OSError as error:
+        if error.errno not in MACHINE:
+            raise
+        code = _fail(f"{error.filename or data_dir()}: {error.strerror}; make room or give access, then run it again")
     except SystemExit as stop:
         code = stop.code
     # DuckDB's bindings print pages about leaked objects when the interpreter ends in the usual way
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 1)
+
+
+# What a full or locked disk says: not a bug
+MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR}
+
+
+def _fail(message: str) -> int:
+    err.print(f"error: {message}", style="bold red", markup=False, soft_wrap=True)
+    return 3
+
+
+def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+    """Ours as a sentence; those of libraries are not the user's to mend (Feast switches them on for everybody)."""
+    ours = Path(filename).is_relative_to(ROOT) and not Path(filename).is_relative_to(sys.prefix)
+    if ours and category is UserWarning:
+        err.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
 
 
 # ---------------------------------------------------------------------------------------------- logs and features
@@ -121,9 +137,14 @@ def features(until: DateOption = None) -> None:
         told = "\n".join(f"  {file.path}: {file.reason}" for file in bad)
         raise DataError(
             f"{len(bad)} log files break their contract and were moved to {data_dir() / 'quarantine'}:\n{told}\n"
-            "put mended files back under data/logs; `tactful features` once more goes on without them"
+            "mend them and put them back under data/logs; `tactful features` once more goes on with what is there then"
         )
-    days = build_snapshots(data_dir() / "logs", data_dir() / "features", until.date() if until else None)
+    days = build_snapshots(
+        data_dir() / "logs",
+        data_dir() / "features",
+        until.date() if until else None,
+        tell=lambda sentence: out.print(sentence, markup=False, soft_wrap=True),
+    )
     made = f"{len(days)} days, {days[0]} to {days[-1]}" if days else "nothing missing"
     out.print(f"features: {made}, in {data_dir() / 'features'}")
 
@@ -134,7 +155,8 @@ def materialize() -> None:
     from feature_repo.store import open_store
 
     newest = _newest_snapshot()
-    with _step("materialize", newest=str(newest), definitions=_digest(ROOT / "feature_repo")) as needed:
+    built = (data_dir() / "features" / f"date={newest}" / "snapshot.parquet").stat().st_mtime_ns
+    with _step("materialize", newest=str(newest), built=built, definitions=_digest(ROOT / "feature_repo")) as needed:
         if needed:
             _feast("apply")
             with redirect_stdout(io.StringIO()):  # Feast's own progress is about views, not about us
@@ -342,7 +364,7 @@ def read_experiment(
     as_json: JsonOption = False,
 ) -> None:
     """Ship, hold or roll back: effects, guardrails and quality checks of a live experiment, or of a plain table."""
-    from models.table import read_table
+    from models.table_file import read_table
     from monitoring import ExperimentPlan
     from monitoring import read_experiment as read
     from monitoring.experiment_report import markdown
@@ -351,7 +373,7 @@ def read_experiment(
     if frame is not None and plan is not None and name is None:
         asked = ExperimentPlan.from_toml(plan)
         names = (asked.unit, asked.variant, asked.exposure, *asked.segments)
-        readout = read(read_table(frame, [column for column in names if column]), asked)
+        readout = read(read_table(frame, as_written=[column for column in names if column]), asked)
     elif name is not None and frame is None and plan is None:
         readout = read_live(load_campaign(), data_dir(), name, _as_of(None), triggered=triggered)
     else:

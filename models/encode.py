@@ -36,21 +36,25 @@ class Encoded(NamedTuple):
     rules: np.ndarray
 
 
+LARGEST = 1e100  # sums of squares of larger values overflow, and every prediction would be NaN
+
+
 def fit_features(columns: Mapping[str, np.ndarray]) -> tuple[Feature, ...]:
     """Features with their categories, from training columns (object = string, else numeric).
 
-    Raises: DataError: an infinite value in a numeric column.
+    Raises: DataError: an infinite value in a numeric column, or one whose square would be.
     """
     features = []
     for name, column in columns.items():
         if column.dtype == object:
             features.append(Feature(name, "string", _categories(column)))
             continue
-        infinite = np.isinf(column)
-        if infinite.any():
+        beyond = np.abs(column) > LARGEST
+        if beyond.any():
+            first = int(beyond.argmax())
             raise DataError(
-                f"feature {name!r}: {int(infinite.sum())} infinite values (first: row {int(infinite.argmax())}); "
-                "use NaN for what is not known"
+                f"feature {name!r}: {int(beyond.sum())} values are infinite or beyond {LARGEST:g} (first: row {first}, "
+                f"{column[first]:g}); use NaN for what is not known"
             )
         features.append(Feature(name, "numeric"))
     return tuple(features)

@@ -164,7 +164,7 @@ def _strings(name: str, column: pd.Series) -> np.ndarray:
     values = column.astype(object).to_numpy(copy=True)
     empty = pd.isna(values)
     values[empty] = None
-    wrong = [v for v in pd.unique(values[~empty]) if not isinstance(v, str)]
+    wrong = [v for v in values[~empty] if not isinstance(v, str)]
     if wrong:
         raise DataError(
             f"feature {name!r} holds {type(wrong[0]).__name__} values (e.g. {wrong[0]!r}), expected strings; "

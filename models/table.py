@@ -15,8 +15,7 @@ weight = 1.0
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,9 +29,11 @@ from models.decision_log import Outcome
 from models.forward import NumpyModel
 from models.predictions import policy_arm, scores
 from models.spec import FitSpec, columns_of
+from models.table_file import naming, plain_features, read_table
 
 REPORT = "report.json"
 UPLIFT_POLICY, RESPONSE_POLICY = "uplift", "response"
+MANY_VALUES = 200  # a text column with more, most of them once, is probably no category
 
 
 class _Strict(BaseModel):
@@ -65,8 +66,10 @@ class TableSpec(_Strict):
         both = sorted(set(self.features) & set(taken))
         if both:
             raise ValueError(f"features == {both} are also arm, propensity or outcome; a model must not see them")
-        if len(set(self.features)) < len(self.features) or len({o.name for o in self.outcome}) < len(self.outcome):
-            raise ValueError("a feature or outcome is named twice")
+        for kind, names in (("features", self.features), ("outcomes", [o.name for o in self.outcome])):
+            twice = sorted({name for name in names if list(names).count(name) > 1})
+            if twice:
+                raise ValueError(f"{kind} == {twice} are named twice")
         return self
 
     @property
@@ -80,43 +83,27 @@ def load_spec(path: Path | str) -> TableSpec:
     return validated(TableSpec, read_toml(Path(path)), Path(path))
 
 
-def read_table(path: Path | str, text: Sequence[str] = ()) -> pd.DataFrame:
-    """Read a CSV or Parquet file, by its ending (DataError: it is missing, empty or not readable).
-
-    Args:
-        path: of the file.
-        text: columns of names: where a CSV's column holds text, "NA", "None" and "null" are names in it, not missing.
-    """
-    file = Path(path)
-    # round_trip: pandas' default parser is off by one bit now and then, enough to cross a rule's threshold
-    readers = {".csv": partial(pd.read_csv, float_precision="round_trip"), ".parquet": pd.read_parquet}
-    if file.suffix not in readers:
-        raise DataError(f"{file}: ends in {file.suffix!r}, expected .csv or .parquet")
-    if not file.exists():
-        raise DataError(f"{file}: no such file")
-    try:
-        frame: pd.DataFrame = readers[file.suffix](file)  # type: ignore[operator]  # two readers, one argument
-    except (ValueError, OSError) as error:  # pandas' and pyarrow's parse errors are ValueErrors
-        raise DataError(f"{file}: not readable as {file.suffix[1:]}: {error}") from None
-    if frame.empty:
-        raise DataError(f"{file}: no rows")
-    words = [name for name in text if name in frame and (frame[name].dtype.kind in "Oi" or frame[name].isna().all())]
-    if file.suffix == ".csv" and words:
-        frame[words] = pd.read_csv(file, usecols=words, dtype=str, keep_default_na=False, na_values=[""])[words]
-    return frame
+def read_described(path: Path | str, spec: TableSpec) -> tuple[pd.DataFrame, FitSpec]:
+    """`prepare` of a file; whatever is wrong with it is said with its name."""
+    with naming(path):
+        frame = read_table(path, as_written=[spec.arm, *([spec.unit] if spec.unit else [])])
+        return prepare(frame, spec)
 
 
 def prepare(frame: pd.DataFrame, spec: TableSpec) -> tuple[pd.DataFrame, FitSpec]:
     """The frame with its arm column as index (0 = control), and what `models.train.fit` needs to know.
 
-    Raises: DataError: a column is missing, an arm value is missing, control is not among the arms.
+    Raises: DataError: a column is missing, a unit or arm is missing, control is not among the arms.
     """
-    missing = [name for name in (*spec.features, spec.arm) if name not in frame]
+    named = [*spec.features, spec.arm, *(o.name for o in spec.outcome), *(n for n in (spec.unit, spec.propensity) if n)]
+    missing = [name for name in named if name not in frame]
     if missing:
         raise DataError(f"columns {missing} are missing; the file has: {', '.join(map(str, frame.columns))}")
-    if frame[spec.arm].isna().any():
-        rows = np.flatnonzero(frame[spec.arm].isna())
-        raise DataError(f"arm column {spec.arm!r} is empty in {len(rows)} rows (first: row {rows[0]}); drop them")
+    for what, name in (("unit", spec.unit), ("arm", spec.arm)):
+        rows = np.flatnonzero(frame[name].isna() if name else [])
+        if len(rows):
+            raise DataError(f"{what} column {name!r} is empty in {len(rows)} rows (first: row {rows[0]}); drop them")
+    frame = plain_features(frame, spec.features)
     values = frame[spec.arm].astype(str)
     found = sorted(values.unique())
     if spec.control not in found:
@@ -133,7 +120,17 @@ def prepare(frame: pd.DataFrame, spec: TableSpec) -> tuple[pd.DataFrame, FitSpec
 
 def _kind(column: pd.Series) -> Literal["numeric", "string"]:
     numeric = pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column) or column.isna().all()
-    return "numeric" if numeric else "string"
+    if numeric:
+        return "numeric"
+    values = column.dropna().astype(str).nunique()
+    if values > MANY_VALUES and values > len(column) / 2:
+        warnings.warn(
+            f"feature {column.name!r} is text with {values:,} different values in {len(column):,} rows, for example "
+            f"{column.dropna().iloc[0]!r}: an id tells nothing about others, and a number with a typo is text",
+            UserWarning,
+            stacklevel=2,
+        )
+    return "string"
 
 
 def fit_table(frame_path: Path | str, spec_path: Path | str, out_dir: Path | str, progress: Any = None) -> pd.DataFrame:
@@ -150,13 +147,16 @@ def fit_table(frame_path: Path | str, spec_path: Path | str, out_dir: Path | str
     """
     from models.train import fit
 
-    spec = load_spec(spec_path)
-    frame, fit_spec = prepare(read_table(frame_path), spec)
-    fitted = fit(frame, fit_spec, progress=progress)
+    spec, out = load_spec(spec_path), Path(out_dir).resolve()
+    if out.exists() and not (out / "model.json").exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise DataError(f"{out_dir}: exists and holds no model; it would be replaced: name another folder")
+    frame, fit_spec = read_described(frame_path, spec)
+    with naming(frame_path):
+        fitted = fit(frame, fit_spec, progress=progress)
     table = arm_table(frame, spec, fit_spec, fitted.out_of_fold)
     settings = {"unit": spec.unit, "policy": {"threshold": spec.threshold}, "data_window": {"n": len(frame)}}
     report = {"rows": len(frame), "arms": list(fit_spec.arms), "table": _plain(table)}
-    with replacing(Path(out_dir)) as aside:
+    with replacing(out) as aside:
         fitted.save(aside, extra=settings)
         write_json(aside / REPORT, report)
     return table
@@ -164,10 +164,16 @@ def fit_table(frame_path: Path | str, spec_path: Path | str, out_dir: Path | str
 
 def predict_table(model_dir: Path | str, frame_path: Path | str, out_file: Path | str) -> pd.DataFrame:
     """Predict every row of a table, in input order; writes Parquet and returns the same frame."""
-    model = NumpyModel.load(model_dir)
-    frame = read_table(frame_path)
-    table = predictions(model, frame)
-    with replacing(Path(out_file)) as aside:
+    model, out = NumpyModel.load(model_dir), Path(out_file).resolve()
+    if out.is_dir():
+        raise DataError(f"{out_file}: is a folder; name the Parquet file to write")
+    unit = model.spec.extra.get("unit")
+    with naming(frame_path):
+        kinds = {f.name: f.kind for f in model.spec.features}
+        text, numeric = ([name for name in kinds if kinds[name] == kind] for kind in ("string", "numeric"))
+        frame = read_table(frame_path, as_written=[unit] if unit else [], text=text)
+        table = predictions(model, plain_features(frame, numeric))
+    with replacing(out) as aside:
         table.to_parquet(aside, index=False)
     return table
 
@@ -198,8 +204,9 @@ def evaluate_table(frame_path: Path | str, spec_path: Path | str, progress: Any 
     from models.train import fit
 
     spec = load_spec(spec_path)
-    frame, fit_spec = prepare(read_table(frame_path), spec)
-    return evaluation(frame, spec, fit_spec, fit(frame, fit_spec, progress=progress).out_of_fold)
+    frame, fit_spec = read_described(frame_path, spec)
+    with naming(frame_path):
+        return evaluation(frame, spec, fit_spec, fit(frame, fit_spec, progress=progress).out_of_fold)
 
 
 def evaluation(frame: pd.DataFrame, spec: TableSpec, fit_spec: FitSpec, mu_hat: np.ndarray) -> pd.DataFrame:

@@ -1,13 +1,16 @@
 """Bring your own table: what is fixed for users of `tactful fit / predict / evaluate`."""
 
 import json
+from decimal import Decimal
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from campaign import CampaignError, DataError
-from models.table import arm_table, evaluate_table, fit_table, load_spec, predict_table, prepare, read_table
+from models.table import arm_table, evaluate_table, fit_table, load_spec, predict_table, prepare
+from models.table_file import read_table
 
 SPEC = """
 unit = "user"
@@ -109,7 +112,7 @@ def test_fit_table_without_unit_numbers_the_rows(tmp_path, files):
         (('"binary"', '"yes"'), r"outcome\[0\].kind"),
         (('["x", "plan", "flag"]', "[]"), "features"),
         (('["x", "plan", "flag"]', '["x", "visit"]'), r"features == \['visit'\] are also arm, propensity or outcome"),
-        (('["x", "plan", "flag"]', '["x", "x"]'), "named twice"),
+        (('["x", "plan", "flag"]', '["x", "x"]'), r"features == \['x'\] are named twice"),
         (("seed = 7", "seed = "), "not valid TOML"),
     ],
 )
@@ -124,6 +127,8 @@ def test_load_spec_names_the_key(tmp_path, change, message):
     [
         (lambda f: f.drop(columns="plan"), r"columns \['plan'\] are missing; the file has: user, x"),
         (lambda f: f.drop(columns="segment"), r"columns \['segment'\] are missing"),
+        (lambda f: f.drop(columns=["user", "visit"]), r"columns \['visit', 'user'\] are missing"),
+        (lambda f: f.assign(user=f["user"].where(f["x"] > -1)), r"unit column 'user' is empty in \d+ rows .first: row"),
         (lambda f: f.assign(segment="Mens"), "control == 'No E-Mail' is no value of column 'segment'"),
         (lambda f: f.assign(segment="No E-Mail"), "every row has arm 'No E-Mail'"),
         (lambda f: f.assign(segment=f["segment"].where(f["x"] > 0)), "arm column 'segment' is empty in"),
@@ -146,6 +151,82 @@ def test_read_table_says_what_is_wrong(tmp_path):
     (tmp_path / "t.csv").write_text("a,b\n")
     with pytest.raises(DataError, match=r"t\.csv: no rows"):
         read_table(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("a;b\n1;2\n")
+    with pytest.raises(DataError, match=r"t\.csv: one column, 'a;b'; expected columns separated by commas"):
+        read_table(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_bytes("country\nÖsterreich\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"t\.csv: not UTF-8 text .*; save it as UTF-8"):
+        read_table(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("a,b\n1,2\n1,2,3\n")
+    with pytest.raises(DataError, match=r"t\.csv: not readable as csv: .*Expected 2 fields in line 3, saw 3$"):
+        read_table(tmp_path / "t.csv")
+
+
+def test_read_table_keeps_names_as_they_are_written(tmp_path):
+    (tmp_path / "t.csv").write_text("user,arm,zip,id\n007,None,1,10\n008,NA,2,11\n")
+    frame = read_table(tmp_path / "t.csv", as_written=["user", "arm", "id"], text=["zip"])
+    assert frame.to_dict("list") == {"user": ["007", "008"], "arm": ["None", "NA"], "zip": ["1", "2"], "id": [10, 11]}
+
+
+def test_fit_table_takes_booleans_with_gaps_and_decimals(tmp_path, files):
+    """And predict takes text that happens to be all digits in another file."""
+    gaps = make_table()
+    gaps["flag"] = gaps["flag"].astype(object).where(gaps["x"] > -1)
+    gaps["x"] = [Decimal(f"{x:.3f}") for x in gaps["x"]]
+    gaps["plan"] = gaps["plan"].map({"free": "1", "paid": "1b"})
+    gaps.to_parquet(tmp_path / "gaps.parquet")
+    gaps.to_csv(tmp_path / "gaps.csv", index=False)
+    for name in ("gaps.parquet", "gaps.csv"):
+        fit_table(tmp_path / name, files / "spec.toml", tmp_path / "model")
+        assert {
+            f["name"]: f["kind"] for f in json.loads((tmp_path / "model" / "model.json").read_text())["features"]
+        } == {
+            "x": "numeric",
+            "plan": "string",
+            "flag": "numeric",
+        }
+    digits = gaps[gaps["plan"] == "1"]
+    digits.to_csv(tmp_path / "digits.csv", index=False)
+    found = predict_table(tmp_path / "model", tmp_path / "digits.csv", tmp_path / "a.parquet").set_index("user")
+    whole = predict_table(tmp_path / "model", tmp_path / "gaps.csv", tmp_path / "b.parquet").set_index("user")
+    pd.testing.assert_frame_equal(found, whole.loc[found.index])
+
+
+def test_fit_table_warns_of_text_that_is_no_category(tmp_path, files):
+    make_table().assign(plan=[f"{i}x" for i in range(2400)]).to_csv(tmp_path / "ids.csv", index=False)
+    with pytest.warns(UserWarning, match="feature 'plan' is text with 2,400 different values in 2,400 rows"):
+        fit_table(tmp_path / "ids.csv", files / "spec.toml", tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda f: f.drop(columns="plan"), r"bad\.parquet: columns \['plan'\] are missing"),
+        (lambda f: f.assign(visit=2), r"bad\.parquet: outcome 'visit': 2400 of 2400 rows are wrong"),
+        (
+            lambda f: f.assign(plan=[[1]] * len(f)),
+            r"bad\.parquet: feature 'plan' holds ndarray values .*, expected",
+        ),
+    ],
+)
+def test_fit_and_evaluate_table_name_the_file(tmp_path, files, spoil, message):
+    spoil(make_table()).to_parquet(tmp_path / "bad.parquet")
+    for command in (partial(fit_table, out_dir=tmp_path / "model"), evaluate_table):
+        with pytest.raises(DataError, match=message):
+            command(tmp_path / "bad.parquet", files / "spec.toml")
+    assert [p.name for p in tmp_path.iterdir()] == ["bad.parquet"]
+
+
+def test_nothing_but_a_model_is_ever_replaced(tmp_path, files, monkeypatch):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(DataError, match="exists and holds no model; it would be replaced"):
+        fit_table(files / "table.csv", files / "spec.toml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"\.: exists and holds no model"):
+        fit_table(files / "table.csv", files / "spec.toml", ".")
+    with pytest.raises(DataError, match="is a folder; name the Parquet file to write"):
+        predict_table(files / "model", files / "table.csv", tmp_path)
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
 
 
 def test_failed_fit_leaves_nothing(tmp_path, files):
@@ -201,7 +282,7 @@ def test_hillstrom_fit_and_predict_three_arms(hillstrom, tmp_path):
 def test_names_like_na_stay_names_in_a_csv_where_asked(tmp_path):
     file = tmp_path / "table.csv"
     file.write_text("id,variant,country,x\n007,None,NA,1\n7,null,,NA\n")
-    frame = read_table(file, text=["id", "variant", "country"])
+    frame = read_table(file, as_written=["id", "variant", "country"])
     assert frame["id"].tolist() == ["007", "7"]
     assert frame["variant"].tolist() == ["None", "null"]
     assert frame["country"].tolist()[0] == "NA"

@@ -202,7 +202,12 @@ BAD = {
     "missing feature": ({}, lambda f: f.drop(columns="z"), r"feature columns \['z'\] are missing; the frame has: user"),
     "string in numeric": ({}, lambda f: f.assign(x="a"), "feature 'x' has dtype object .*'a'.* expected numbers"),
     "number in string": ({}, lambda f: f.assign(plan=1), "feature 'plan' holds int values .*expected strings"),
-    "infinite feature": ({}, lambda f: f.assign(x=np.inf), "feature 'x': 3000 infinite values .first: row 0"),
+    "infinite feature": (
+        {},
+        lambda f: f.assign(x=np.inf),
+        "feature 'x': 3000 values are infinite or beyond 1e.100 .first: row 0, inf",
+    ),
+    "overflowing feature": ({}, lambda f: f.assign(x=1.7e308), "feature 'x': 3000 values are infinite or beyond"),
     "unknown arm": (
         {},
         lambda f: f.assign(arm=7),
