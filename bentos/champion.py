@@ -81,9 +81,16 @@ class Champion:
     def _load(self, tag: str | None) -> bool:
         if tag is None:
             raise ModelError(f"{pointer_path()}: no champion; run `tactful train`, then `tactful promote`")
-        live, old = self._experiments(), self.serving
+        old, problem = self.serving, None
+        try:
+            live = self._experiments()
+        except TactfulError as error:
+            # an experiment's file must not take the champion down: what ran runs on, and nothing new begins
+            live, problem = old.live, error
         if tag == self.tag and old.bundle is not None:
             self.serving = replace(old, context=context_of(self.campaign, old.bundle, live.salts), live=live)
+            if problem:
+                raise problem
             return False
         bundle = load_bundle(tag, model_path(tag), self.campaign)
         reader = self.open_reader(bundle)
@@ -93,6 +100,8 @@ class Champion:
         metrics.SWAPS.labels("loaded").inc()
         metrics.LOADED.set(1)
         logger.info("champion loaded", extra={"model": tag})
+        if problem:
+            raise problem
         return True
 
     def _experiments(self) -> Live:

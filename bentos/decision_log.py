@@ -114,7 +114,8 @@ def _rows(line: dict[str, Any], context: dict[str, Any]) -> Iterator[dict[str, A
         "salts": _text(context["salts"]),
         "decided_at": datetime.fromisoformat(line["at"]),
     }
-    features = _features(line, context, n)
+    features, enrolled = _features(line, context, n), line.get("enrolled") or [None] * n
+    experiments = list(context["salts"].get("experiments", {}).items())
     asks = [(ask, k) for ask in line["asks"] for k in range(ask[1])]
     for i, ((request_id, _, hour, surface), k) in enumerate(asks):
         user, arm, known = line["users"][i], line["arm"][i], np.isfinite(score[i])
@@ -135,6 +136,7 @@ def _rows(line: dict[str, Any], context: dict[str, Any]) -> Iterator[dict[str, A
             "eligible": arm > 0,
             "hour": hour,
             "surface": surface,
+            "experiment": _text(_enrolment(enrolled[i], experiments)) if enrolled[i] else None,
             "segments": _text({name: values.get(name) for name in context["segments"]}) if values else None,
             "cluster_id": user,
         }
@@ -151,6 +153,19 @@ def _features(line: dict[str, Any], context: dict[str, Any], n: int) -> list[dic
         dict(zip(names, [*values, *texts], strict=True)) if at else {}
         for values, texts, at in zip(known, line["strings"], line["timestamp"], strict=True)
     ]
+
+
+def _enrolment(entry: list[Any], experiments: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Whose variant a user has, and the arm of every variant, by name."""
+    number, variant, arms = entry
+    name, experiment = experiments[number]
+    variants = list(experiment["variants"])
+    return {
+        "name": name,
+        "hash": experiment["hash"],
+        "variant": variants[variant],
+        "arms": dict(zip(variants, arms, strict=True)),
+    }
 
 
 def _by_arm(uplift: np.ndarray, context: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,6 +86,8 @@ class Decisions:
         uplift: (n, A - 1, O).
         score: (n,) of the best message arm, EUR.
         propensities: (n, A).
+        enrolled: per user whose slot a running experiment owns, whatever the layer: [number of the experiment, number
+            of the variant, the arm of every variant]; None for the others. None where no experiment runs.
     """
 
     layer: np.ndarray
@@ -93,6 +96,7 @@ class Decisions:
     uplift: np.ndarray
     score: np.ndarray
     propensities: np.ndarray
+    enrolled: list[list[Any] | None] | None = None
 
 
 def load_bundle(tag: str, folder: Path, campaign: Campaign) -> Bundle:

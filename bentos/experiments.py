@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -31,7 +31,13 @@ class Live:
     def salts(self) -> dict[str, object]:
         """What decides variants, as logged with every decision."""
         return {
-            e.name: {"salt": e.salt, "slot_salt": e.slot_salt, "open_slots": e.open_slots, "hash": e.hash}
+            e.name: {
+                "salt": e.salt,
+                "slot_salt": e.slot_salt,
+                "open_slots": e.open_slots,
+                "variants": {v.name: v.share for v in e.variants},
+                "hash": e.hash,
+            }
             for e in self.experiments
         }
 
@@ -49,11 +55,13 @@ def with_experiments(
 
     Propensities stay marginal over every layer: for all users whose features are usable, the share outside holdout and
     exploration is spread over the arms of the variants by their shares, and over the champion's arm outside the slots.
+    Logged beside them is each enrolled user's variant, which persists, and what every variant's policy decides: the
+    trigger of the analysis, and what a propensity given the variant is computed from.
     """
     # monitoring is imported when an experiment runs, not by every server
     from monitoring.experiment_assign import OUTSIDE, experiment_propensities, experiment_variant, variant_arms
 
-    running = [e for e in live.experiments if e.is_on(now)]
+    running = [(number, e) for number, e in enumerate(live.experiments) if e.is_on(now)]
     if not running:
         return decisions
     spec, n = bundle.model.spec, len(user_ids)
@@ -63,10 +71,13 @@ def with_experiments(
     layer, arm, reason = decisions.layer.copy(), decisions.arm.copy(), decisions.reason.copy()
     mixed = np.zeros((n, len(spec.arms)))
     mixed[np.arange(n), champion] = 1 - len(running)
-    for experiment in running:
+    enrolled: list[list[Any] | None] = [None] * n
+    for number, experiment in running:
         arms = variant_arms(experiment, champion, decisions.uplift, spec.weights, np.array(spec.costs)[1:], segments)
         mixed += experiment_propensities(experiment, arms, champion, len(spec.arms))
         variant = experiment_variant(experiment, user_ids)
+        for row in np.flatnonzero(variant != OUTSIDE).tolist():
+            enrolled[row] = [number, int(variant[row]), arms[row].tolist()]
         inside = (variant != OUTSIDE) & (decisions.layer == assign.POLICY)
         layer[inside] = assign.EXPERIMENT
         taken = inside & usable
@@ -77,7 +88,7 @@ def with_experiments(
     chance = e / len(spec.arms) + (1 - h - e) * mixed
     chance[:, 0] += h
     chance = np.where(usable[:, None], chance, decisions.propensities)
-    return replace(decisions, layer=layer, arm=arm, reason=reason, propensities=chance)
+    return replace(decisions, layer=layer, arm=arm, reason=reason, propensities=chance, enrolled=enrolled)
 
 
 def segments_of(rows: Rows, bundle: Bundle, columns: Sequence[str]) -> Mapping[str, np.ndarray]:

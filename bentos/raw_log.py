@@ -98,6 +98,8 @@ def batch_line(
         "score": packed(decisions.score),
         "propensities": packed(decisions.propensities),
     }
+    if decisions.enrolled is not None:
+        line["enrolled"] = decisions.enrolled
     if rows is not None:
         line["numeric"] = packed(rows.numeric)
         line["strings"] = rows.strings.tolist()

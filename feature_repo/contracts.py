@@ -142,6 +142,7 @@ DECISIONS = Contract(
         "hour": Column("integer", nullable=True, minimum=0, maximum=23),
         "surface": _OPTIONAL,
         "segments": _OPTIONAL,
+        "experiment": _OPTIONAL,
         "cluster_id": _STRING,
     },
     ("decision_id",),

@@ -1,8 +1,8 @@
 """From the decision log of a live experiment to the plain table that is read: one row per user, intention to treat.
 
-A user counts from the first decision in the experiment, in the variant of the assignment, whatever was delivered. What
-every variant's policy would have decided follows from the uplift logged with that decision: the trigger of the
-triggered analysis is therefore computed identically in all variants.
+A user counts from the first decision in the experiment, in the variant of the assignment, whatever was delivered. Every
+decision logs what each variant's policy decides (column `experiment`): so the trigger of the triggered analysis is
+computed identically in all variants.
 """
 
 from __future__ import annotations
@@ -14,15 +14,19 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
 
 from campaign import Campaign, DataError
 from models.outcomes import matured, measure_outcomes
-from monitoring.experiment_assign import OUTSIDE, experiment_variant, variant_arms
+from monitoring.experiment_assign import experiment_variant
 from monitoring.experiment_file import Experiment
 from monitoring.experiment_plan import BEFORE
 
-COLUMNS = ["decision_id", "user_id", "decided_at", "layer", "arm", "model_tag", "uplift", "threshold", "segments"]
+_TEXT = ("decision_id", "user_id", "layer", "model_tag", "segments", "experiment")
+SCHEMA = pa.schema(
+    [*((name, pa.string()) for name in _TEXT), ("decided_at", pa.timestamp("us", tz="UTC")), ("arm", pa.int32())]
+)
 
 
 def read_experiment_log(decisions_dir: Path) -> pd.DataFrame:
@@ -33,10 +37,15 @@ def read_experiment_log(decisions_dir: Path) -> pd.DataFrame:
     files = sorted(decisions_dir.glob("date=*/*.parquet"))
     if not files:
         raise DataError(f"{decisions_dir}: no decisions; expected date=YYYY-MM-DD/*.parquet written by the service")
-    data = ds.dataset([str(file) for file in files], format="parquet")
-    log: pd.DataFrame = data.to_table(columns=COLUMNS, filter=ds.field("layer") == "experiment").to_pandas()
+    data = ds.dataset([str(file) for file in files], format="parquet", schema=SCHEMA)
+    log: pd.DataFrame = data.to_table(
+        filter=(ds.field("layer") == "experiment") & ds.field("experiment").is_valid()
+    ).to_pandas()
     if log.empty:
-        raise DataError(f"{decisions_dir}: no decision of the experiment layer; is an experiment running?")
+        raise DataError(
+            f"{decisions_dir}: no decision of the experiment layer in {len(files)} files; `tactful compact` brings the "
+            "service's decisions here, `tactful experiment change NAME` says whether it is running"
+        )
     log = log.sort_values(["decided_at", "decision_id"], ignore_index=True)
     return log.drop_duplicates("decision_id", ignore_index=True)
 
@@ -58,11 +67,11 @@ def live_frame(
         (the variants decide differently: a trigger) and `model_tag`.
     Raises: DataError: no user's outcomes have matured.
     """
-    entered = log[log["decided_at"] >= pd.Timestamp(experiment.starts_at)].drop_duplicates("user_id")
-    # users stay in their variant also when the experiment is now stopped
-    everybody = experiment.model_copy(update={"state": "running", "ramp": 1.0})
-    variant = experiment_variant(everybody, entered["user_id"].tolist())
-    entered, variant = entered[variant != OUTSIDE], variant[variant != OUTSIDE]
+    logged = pd.DataFrame([json.loads(text) for text in log["experiment"]], columns=["name", "hash", "variant", "arms"])
+    own = (logged["name"] == experiment.name).to_numpy()
+    first = (~log["user_id"][own].duplicated()).to_numpy()
+    entered, logged = log[own][first], logged[own][first]
+    variant = _variants(entered, logged, experiment)
     closed = matured(entered["decided_at"], campaign.outcome, as_of)
     if not closed.any():
         when = (
@@ -73,8 +82,8 @@ def live_frame(
             f"{campaign.matures_after_days} days after entry); read it later"
         )
     users, variant = entered[closed].reset_index(drop=True), variant[closed]
-    arms = _counterfactual_arms(users, experiment, campaign)
     names = np.array([v.name for v in experiment.variants], dtype=object)
+    arms = np.array([[row[name] for name in names] for row in logged["arms"][closed]])
     frame = pd.DataFrame({"user_id": users["user_id"], "variant": names[variant]})
     frame["day"] = users["decided_at"].dt.strftime("%Y-%m-%d")
     for column, values in _segments(users, campaign.segments.columns).items():
@@ -107,20 +116,29 @@ def model_change_notes(frame: pd.DataFrame) -> list[str]:
     return [f"the model changed during the experiment ({models}): effects are of this mixture; promote after the end"]
 
 
-def _counterfactual_arms(users: pd.DataFrame, experiment: Experiment, campaign: Campaign) -> np.ndarray:
-    """Arm of every variant's policy for every user, from what was logged; shape (n, n_variants)."""
-    uplift = np.full((len(users), len(campaign.arm) - 1, len(campaign.outcome)), np.nan)
-    for row, text in enumerate(users["uplift"]):
-        if isinstance(text, str):
-            logged = json.loads(text)
-            uplift[row] = [[logged[arm][o] for o in campaign.outcome_names] for arm in campaign.arm_names[1:]]
-    weights, costs = np.array(campaign.weights), np.array(campaign.costs[1:])
-    score = uplift @ weights - costs
-    score = np.where(np.isnan(score), -np.inf, score)
-    threshold = users["threshold"].to_numpy(dtype=float, na_value=np.nan)
-    champion = np.where(score.max(axis=1) > threshold, score.argmax(axis=1) + 1, 0)
-    segments = _segments(users, campaign.segments.columns)
-    return variant_arms(experiment, champion, uplift, weights, costs, segments)
+def _variants(entered: pd.DataFrame, logged: pd.DataFrame, experiment: Experiment) -> np.ndarray:
+    """Variant of each user, as an index; refuses a log that was not written under this design; shape (n,)."""
+    other = (logged["hash"] != experiment.hash).to_numpy()
+    if other.any():
+        raise DataError(
+            f"experiment {experiment.name}: {int(other.sum())} of {len(logged)} users were decided about under another "
+            f"design (hash {logged['hash'][other].iloc[0]}, the file's is {experiment.hash}; first: "
+            f"{entered['user_id'][other].iloc[0]}): salts, shares or plan changed mid-flight, so users moved between "
+            "variants. Put the old file back, or start again under a new name"
+        )
+    names = [v.name for v in experiment.variants]
+    variant = np.array([names.index(name) for name in logged["variant"]], dtype=np.int64)
+    # drawn again for everybody, also where the experiment is stopped now
+    drawn = experiment_variant(
+        experiment.model_copy(update={"state": "running", "ramp": 1.0}), entered["user_id"].tolist()
+    )
+    if (drawn != variant).any():
+        wrong = drawn != variant
+        raise DataError(
+            f"experiment {experiment.name}: {int(wrong.sum())} of {len(variant)} users are logged in another variant "
+            f"than their id is hashed to (first: {entered['user_id'][wrong].iloc[0]}); the decision log was changed"
+        )
+    return variant
 
 
 def _segments(users: pd.DataFrame, columns: Sequence[str]) -> dict[str, np.ndarray]:

@@ -34,7 +34,7 @@ DECISIONS = pa.schema(
      ("feature_timestamp", TIMESTAMP), ("uplift", pa.string()), ("score", pa.float64()), ("threshold", pa.float64()),
      ("layer", pa.string()), ("salts", pa.string()), ("arm", pa.int32()), ("propensity", pa.float64()),
      ("propensities", pa.list_(pa.float64())), ("reason", pa.string()), ("eligible", pa.bool_()), ("hour", pa.int32()),
-     ("surface", pa.string()), ("segments", pa.string()), ("cluster_id", pa.string())]
+     ("surface", pa.string()), ("segments", pa.string()), ("experiment", pa.string()), ("cluster_id", pa.string())]
 )  # fmt: skip
 _EMPTY = ("campaign_hash", "policy_hash", "model_tag", "feature_service", "schema_hash")
 TRUTH = pa.schema(
@@ -131,6 +131,7 @@ def _write_decisions(world: World, first: int, due: Due, arms: Ints, holdout: np
         "decision_id": numbered("d", due.number), "request_id": numbered("r", due.number),
         "user_id": ids, "cluster_id": ids, "decided_at": due.decided_at,
         "features": null, "feature_timestamp": null, "uplift": null, "score": null, "threshold": null, "segments": null,
+        "experiment": null,
         "layer": layer, "reason": layer, "salts": labels(np.zeros(n, dtype=np.int64), ("{}",)),
         "arm": arms, "eligible": arms > 0, "propensity": propensities[arms],
         "propensities": pa.array(np.broadcast_to(propensities, (n, k)).tolist()),

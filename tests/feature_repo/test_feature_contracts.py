@@ -176,7 +176,7 @@ def decisions() -> pa.Table:
     )
     row = texts | dict.fromkeys(("policy_hash", "model_tag", "schema_hash"), "") | {"salts": "{}", "decided_at": at}
     row |= dict.fromkeys(
-        ("features", "feature_timestamp", "uplift", "score", "threshold", "surface", "segments", "hour")
+        ("features", "feature_timestamp", "uplift", "score", "threshold", "surface", "segments", "hour", "experiment")
     )
     row |= {"layer": "exploration", "reason": "exploration", "arm": 1, "propensity": 0.45, "propensities": [0.55, 0.45]}
     return pa.Table.from_pylist([row | {"eligible": True}])

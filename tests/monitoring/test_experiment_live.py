@@ -49,11 +49,14 @@ def platform(tmp_path):
     experiment = experiment_in(tmp_path / "experiments")
     ids = [f"u{i}" for i in range(N)]
     variant = experiment_variant(experiment, ids)
-    subscription_uplift = np.where(np.arange(N) % 4 == 0, 0.1, -0.1)
-    arm = np.where(variant == 1, (subscription_uplift > 0).astype(int), 1)
-    uplift = [
-        json.dumps({"premium_offer": {"subscription": u, "retention": 0.0, "listening": 0.0}})
-        for u in subscription_uplift
+    candidate = (np.arange(N) % 4 == 0).astype(int)
+    arm = np.where(variant == 1, candidate, 1)
+    names = ("send_all", "candidate")
+    logged = [
+        json.dumps(
+            {"name": "one", "hash": experiment.hash, "variant": names[v], "arms": {"send_all": 1, "candidate": c}}
+        )
+        for v, c in zip(variant.tolist(), candidate.tolist(), strict=True)
     ]
     first = pd.DataFrame(
         {
@@ -63,8 +66,7 @@ def platform(tmp_path):
             "layer": np.where(variant >= 0, "experiment", "policy"),
             "arm": arm,
             "model_tag": "tactful:a",
-            "uplift": uplift,
-            "threshold": 0.5,
+            "experiment": np.where(variant >= 0, np.array(logged, dtype=object), None),
             "segments": [json.dumps({"plan": "free" if i % 3 else "trial", "device": "web"}) for i in range(N)],
         }
     )
@@ -127,6 +129,32 @@ def test_wrong_delivery_is_seen(platform):
     crossed = frame["received"] != frame["variant"]
     assert crossed.sum() == ((variant == 1) & (np.arange(N) % 4 != 0)).sum()
     assert "delivery check failed" in " ".join(read_experiment(frame, experiment.plan).reasons)
+
+
+def test_decisions_of_another_experiment_do_not_count(platform):
+    """A later experiment in the same slots: its users never were in this one, whatever their hash says."""
+    root, experiment, _ = platform
+    log = read_experiment_log(root / "decisions")
+    later = log.assign(experiment=log["experiment"].str.replace('"one"', '"two"'))
+    mixed = pd.concat([log[log["user_id"] < "u2"], later[log["user_id"] >= "u2"]])
+    frame = live_frame(mixed, experiment, CAMPAIGN, root / "logs", AS_OF)
+    assert 0 < len(frame) < log["user_id"].nunique()
+    assert (frame["user_id"] < "u2").all()
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [("hash", "users were decided about under another design .*changed mid-flight"),
+     ("variant", "users are logged in another variant than their id is hashed to .*decision log was changed")],
+)  # fmt: skip
+def test_a_changed_design_or_log_is_refused(platform, field, message):
+    root, experiment, _ = platform
+    log = read_experiment_log(root / "decisions")
+    first = json.loads(log["experiment"].iloc[0])
+    value = {"hash": "0" * 16, "variant": {"send_all": "candidate", "candidate": "send_all"}[first["variant"]]}[field]
+    log.loc[0, "experiment"] = json.dumps({**first, field: value})
+    with pytest.raises(DataError, match=message):
+        live_frame(log, experiment, CAMPAIGN, root / "logs", AS_OF)
 
 
 def test_a_stopped_experiment_is_read_in_its_variants(platform):
@@ -215,7 +243,12 @@ def test_read_live_writes_the_readout_and_remembers_readings_and_forecasts(platf
     forecast = [Forecast(variant="candidate", metric="retention", value=0.0, ci_lower=-0.2, ci_upper=0.2)]
     plan = experiment.plan.model_copy(update={"planned_users": 300, "looks": 2})
     (root / "experiments" / "one.json").unlink()
-    write_experiment(root / "experiments", experiment.model_copy(update={"plan": plan, "forecast": tuple(forecast)}))
+    planned = experiment.model_copy(update={"plan": plan, "forecast": tuple(forecast)})
+    write_experiment(root / "experiments", planned)
+    (decisions,) = (root / "decisions").glob("*/*.parquet")
+    log = pd.read_parquet(decisions)
+    log["experiment"] = log["experiment"].str.replace(experiment.hash, planned.hash)
+    log.to_parquet(decisions)
     reports = root / "reports" / "experiments"
     early = read_live(CAMPAIGN, root, "one", START + timedelta(days=32))
     assert not (reports / "forecasts.json").exists()  # not all planned users are in
