@@ -71,7 +71,7 @@ def score_all(
     for number, batch in enumerate(latest_features(store, day, bundle.feature_service, batch_rows)):
         part = folder / f"part-{number:05d}.parquet"
         if not part.exists():
-            table = score_batch(batch, bundle, schema, campaign, stale=bool(run["stale"]))
+            table = score_batch(batch, bundle, schema, campaign, day, stale=bool(run["stale"]))
             with replacing(part) as aside:
                 pq.write_table(table, aside)
         done += batch.num_rows
@@ -82,12 +82,13 @@ def score_all(
 
 
 def score_batch(
-    batch: pa.RecordBatch, bundle: Bundle, schema: FeatureSchema, campaign: Campaign, *, stale: bool
+    batch: pa.RecordBatch, bundle: Bundle, schema: FeatureSchema, campaign: Campaign, day: date, *, stale: bool
 ) -> pa.Table:
-    """One batch of features -> one row per user of the eligibility table."""
+    """One batch of features -> one row per user of the eligibility table, as the service would answer on `day`."""
     user_ids: list[str] = batch["user_id"].to_pylist()
     rows = rows_of(batch, bundle, stale=stale)
-    return _table(user_ids, batch["event_timestamp"], decide(user_ids, rows, bundle, campaign.assignment), bundle)
+    decisions = decide(user_ids, rows, bundle, campaign.assignment, day)
+    return _table(user_ids, batch["event_timestamp"], decisions, bundle)
 
 
 def rows_of(batch: pa.RecordBatch, bundle: Bundle, *, stale: bool) -> Rows:

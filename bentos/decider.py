@@ -71,7 +71,7 @@ class Decider:
 
     def refusal(self, request: DecideRequest) -> dict[str, Any]:
         """Nobody eligible, for a request whose decision could not be logged; it is not a decision."""
-        decisions = decide_without_model(request.user_ids, self.campaign)
+        decisions = decide_without_model(request.user_ids, self.campaign, self.clock().date())
         return self._answer("", "", request.user_ids, decisions, 0)
 
     async def _process(self, asks: list[Ask]) -> list[dict[str, Any]]:
@@ -79,9 +79,9 @@ class Decider:
         user_ids = [user for ask in asks for user in ask.user_ids]
         rows = await self._read(serving, asks, at, len(user_ids))
         if serving.bundle is None or rows is None:
-            decisions = decide_without_model(user_ids, self.campaign)
+            decisions = decide_without_model(user_ids, self.campaign, at.date())
         else:
-            decisions = decide(user_ids, rows, serving.bundle, self.campaign.assignment)
+            decisions = decide(user_ids, rows, serving.bundle, self.campaign.assignment, at.date())
             if serving.live.experiments:
                 chosen = (user_ids, rows, serving.bundle, self.campaign.assignment, decisions)
                 decisions = with_experiments(*chosen, serving.live, at)

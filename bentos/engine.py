@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,8 @@ def write_probe(folder: Path, model: NumpyModel, columns: Mapping[str, np.ndarra
     write_json(folder / "probe.json", {"columns": plain, "mu_hat": model.predict(first).tolist()})
 
 
-def decide(user_ids: Sequence[str], rows: Rows, bundle: Bundle, assignment: Assignment) -> Decisions:
-    """Decide about users whose features were read.
+def decide(user_ids: Sequence[str], rows: Rows, bundle: Bundle, assignment: Assignment, day: date) -> Decisions:
+    """Decide, on a day (UTC), about users whose features were read.
 
     A user whose features cannot be used gets control for certain (propensity 1), whatever the layer: such rows say
     nothing about arms and are left out of training by their reason.
@@ -191,15 +192,15 @@ def decide(user_ids: Sequence[str], rows: Rows, bundle: Bundle, assignment: Assi
         uplift[usable] = mu_hat[:, 1:] - mu_hat[:, :1]
     status[usable[~np.isfinite(uplift[usable]).all(axis=(1, 2))]] = CODE["model_unavailable"]
     scores = uplift @ bundle.model.spec.weights - np.array(bundle.model.spec.costs)[1:]
-    return _assign(user_ids, status, uplift, scores, bundle.threshold, assignment)
+    return _assign(user_ids, status, uplift, scores, bundle.threshold, assignment, day)
 
 
-def decide_without_model(user_ids: Sequence[str], campaign: Campaign) -> Decisions:
+def decide_without_model(user_ids: Sequence[str], campaign: Campaign, day: date) -> Decisions:
     """Control for everybody: there is no model to ask."""
     n, n_arms = len(user_ids), len(campaign.arm)
     nothing = np.full((n, n_arms - 1, len(campaign.outcome)), np.nan)
     status = np.full(n, CODE["model_unavailable"])
-    return _assign(user_ids, status, nothing, nothing[:, :, 0], 0.0, campaign.assignment)
+    return _assign(user_ids, status, nothing, nothing[:, :, 0], 0.0, campaign.assignment, day)
 
 
 def _assign(
@@ -209,6 +210,7 @@ def _assign(
     scores: np.ndarray,
     threshold: float,
     assignment: Assignment,
+    day: date,
 ) -> Decisions:
     n_arms = scores.shape[1] + 1
     usable = status == OK
@@ -216,14 +218,16 @@ def _assign(
     best, score = scores.argmax(axis=1), scores.max(axis=1)
     above = usable & (score > threshold)
     policy_arm = np.where(above, best + 1, 0)
-    layer = assign.layers(user_ids, assignment)
+    layer = assign.layers(user_ids, assignment, day)
     explored = layer == assign.EXPLORATION
     arm = np.where(layer == assign.HOLDOUT, 0, policy_arm)
     reason = np.where(above, CODE["eligible"], CODE["below_threshold"])
     reason[layer == assign.HOLDOUT] = CODE["holdout"]
+    reason[explored] = CODE["exploration"]
     if explored.any():
-        arm = np.where(explored, assign.exploration_arms(user_ids, assignment, n_arms), arm)
-        reason[explored] = CODE["exploration"]
+        arm[explored] = assign.exploration_arms(
+            [user_ids[i] for i in np.flatnonzero(explored).tolist()], assignment, n_arms, day
+        )
     chance = assign.propensities(policy_arm, assignment, n_arms)
     certain = np.eye(1, n_arms)
     return Decisions(

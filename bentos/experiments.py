@@ -36,6 +36,7 @@ class Live:
                 "slot_salt": e.slot_salt,
                 "open_slots": e.open_slots,
                 "variants": {v.name: v.share for v in e.variants},
+                "starts_at": e.starts_at.isoformat(),
                 "hash": e.hash,
             }
             for e in self.experiments

@@ -137,12 +137,8 @@ def fit_and_report(
 
 
 def randomisation_checks(campaign: Campaign, frame: pd.DataFrame, schema: FeatureSchema) -> pd.DataFrame:
-    """`check_log` on the training frame: shares of arms overall and by segment, weights, balance of the features.
-
-    Message history is left out of the balance: who is in the holdout never had a message, so it knows the layer.
-    """
-    history = [name for name, view in schema.views.items() if view == "message_history"]
-    covariates = frame[[name for name in schema.views if name not in history and schema.types[name] == "numeric"]]
+    """`check_log` on the training frame: shares of arms overall and by segment, weights, balance of every feature."""
+    covariates = frame[[name for name in schema.views if schema.types[name] == "numeric"]]
     return check_log(frame, covariates=covariates, segments=campaign.segments.columns)
 
 

@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 from campaign import Campaign, DataError
 from feature_repo.retrieval import FeatureSchema, feature_schema, historical_features
 from models.outcomes import matured, measure_outcomes
+from models.propensities import given_history
 
 COLUMNS = [
     "decision_id",
@@ -25,6 +26,7 @@ COLUMNS = [
     "arm",
     "propensity",
     "propensities",
+    "salts",
     "reason",
     "model_tag",
     "feature_timestamp",
@@ -50,20 +52,24 @@ def read_decisions(decisions_dir: Path) -> pd.DataFrame:
 
 
 def countable(decisions: pd.DataFrame, campaign: Campaign, as_of: datetime) -> pd.DataFrame:
-    """Decisions that count: random enough to learn from, matured, first of their user and window.
+    """Decisions that count: a fresh draw took part in them, matured, first of their user and window.
 
-    A decision made without features (its arm was certain: propensity 1) teaches nothing about arms and is left out.
+    A decision made without features (its arm was certain: propensity 1) teaches nothing about arms and is left out, and
+    so is one whose arm the user's history tells (see `models.propensities`, whose propensities these rows have).
 
     Raises: DataError: none is left; the message counts what was dropped and why.
     """
     usable = (decisions["propensity"] > 0) & (decisions["propensity"] < 1)
-    closed = matured(decisions["decided_at"], campaign.outcome, as_of)
-    kept = decisions[usable & closed]
+    fresh = given_history(decisions[usable], campaign.assignment.holdout_share)
+    fresh = fresh[(fresh["propensity"] > 0) & (fresh["propensity"] < 1)]
+    closed = matured(fresh["decided_at"], campaign.outcome, as_of)
+    kept = fresh[closed]
     kept = kept[first_per_window(kept, campaign.assignment.window_days)].reset_index(drop=True)
     if kept.empty:
         raise DataError(
             f"no usable decision of {len(decisions)} by {as_of}: {int((~usable).sum())} had a certain arm, "
-            f"{int((~closed).sum())} are not matured ({campaign.matures_after_days} days after the decision); "
+            f"{int(usable.sum()) - len(fresh)} had one that the user's history tells, {int((~closed).sum())} are not "
+            f"matured ({campaign.matures_after_days} days after the decision); "
             "wait, or train with an earlier campaign window"
         )
     return kept
@@ -90,7 +96,9 @@ def first_per_window(decisions: pd.DataFrame, window_days: int) -> np.ndarray:
 
 def decision_features(store: Any, decisions: pd.DataFrame) -> pd.DataFrame:
     """The features each decision's user had at that moment (point in time), beside the decision's own columns."""
-    entity = decisions.drop(columns=["propensities"], errors="ignore").assign(event_timestamp=decisions["decided_at"])
+    entity = decisions.drop(columns=["propensities", "salts"], errors="ignore").assign(
+        event_timestamp=decisions["decided_at"]
+    )
     frame = historical_features(store, entity)
     if "propensities" in decisions:
         frame["propensities"] = decisions["propensities"].to_numpy()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterable
+from datetime import date
 
 import numpy as np
 import pandas as pd
@@ -35,6 +37,25 @@ def hash_unit(salt: str, user_ids: Iterable[object]) -> np.ndarray:
         units.append(int.from_bytes(digest.digest()[:8], "big"))
     # the nearest float64 to (2**64 - 1) / 2**64 is 1.0: keep the interval half-open
     return np.minimum(np.array(units, dtype=float) / 2.0**64, np.nextafter(1.0, 0.0))
+
+
+def draw_window(user_ids: Iterable[object], day: date | np.ndarray, window_days: int) -> np.ndarray:
+    """The window of its user that a day lies in, counted from 1970: exploration is drawn anew in each.
+
+    Users' windows begin on different days (by CRC-32 of the id), so that no day sees all draws change at once.
+
+    Args:
+        user_ids: n ids; hashed as text.
+        day: UTC date, or n dates (datetime64).
+        window_days: length of a window.
+
+    Returns: shape (n,), int64.
+
+    >>> draw_window(["u1", "u1", "u2"], np.array(["2026-01-05", "2026-02-02", "2026-02-02"], dtype="M8[D]"), 28)
+    array([731, 732, 731])
+    """
+    phase = np.array([zlib.crc32(str(user).encode()) % window_days for user in user_ids], dtype=np.int64)
+    return (np.asarray(day, dtype="datetime64[D]").astype(np.int64) + phase) // window_days
 
 
 def split_of(user_ids: Iterable[object], splits: Splits) -> np.ndarray:

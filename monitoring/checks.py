@@ -6,9 +6,9 @@ Each check is a `Check` with what was found, what is allowed, and whether it hol
 What is *not* broken data: new categories and shifted values (monitoring.drift judges them), unless an old category
 vanished at the same time (a renamed value), numbers left the range they ever had, or turned into zeros overnight.
 
-Random layers are persistent, and messages change users: after some weeks the holdout has fewer subscribers and other
-histories than the rest. So sample ratios are held to a tolerance as well as to a p value, and arms are compared with
-propensities within a tolerance; a broken assignment misses both by far.
+The holdout is persistent, and messages change users: after some weeks it has fewer subscribers and other histories than
+the rest. So sample ratios are held to a tolerance as well as to a p value, and arms are compared with propensities
+outside the holdout, within a tolerance; a broken assignment misses both by far.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import pandas as pd
 from scipy.stats import chisquare, norm
 
 from campaign import Campaign
+from models.propensities import outside_holdout
 from monitoring.profile import Counts, Profile, prediction_names, reference_counts
 
 FAR_SHARE = 0.01  # of rows further out than the reference range is wide
@@ -240,15 +241,18 @@ def _arms(frame: pd.DataFrame, campaign: Campaign) -> list[Check]:
     checks = [Check("holdout_arm", wrong == 0, wrong, 0, f"{wrong} holdout decisions with a message")]
     table = np.array(frame["propensities"].tolist(), dtype=float)
     own = table[np.arange(len(frame)), frame["arm"].to_numpy(dtype=np.int64)]
-    off = int(((np.abs(table.sum(axis=1) - 1) > 1e-6) | (np.abs(own - frame["propensity"]) > 1e-9)).sum())
-    checks.append(
-        Check("propensity", off == 0, off, 0, f"{off} rows whose propensities do not sum to 1 or fit the arm")
-    )
-    return [*checks, *_calibration(frame, table, (own > 0) & (own < 1), campaign)]
+    random, holdout = (own > 0) & (own < 1), campaign.assignment.holdout_share
+    small = random & (table[:, 0] < holdout - 1e-9)  # the holdout alone makes control likelier
+    off = int((small | (np.abs(table.sum(axis=1) - 1) > 1e-6) | (np.abs(own - frame["propensity"]) > 1e-9)).sum())
+    words = f"{off} rows whose propensities do not sum to 1, or fit neither the arm nor the holdout"
+    checks.append(Check("propensity", off == 0, off, 0, words))
+    outside = random & ~small & (frame["layer"] != "holdout").to_numpy()
+    table[outside] = outside_holdout(table[outside], holdout)
+    return [*checks, *_calibration(frame, table, outside, campaign)]
 
 
 def _calibration(frame: pd.DataFrame, table: np.ndarray, random: np.ndarray, campaign: Campaign) -> list[Check]:
-    """Share of each arm against its mean propensity, among users over the threshold and among the others."""
+    """Share of each arm against its mean propensity, outside the holdout, over the threshold and below it."""
     eligible, arm, alpha = frame["eligible_by_policy"].to_numpy(), frame["arm"].to_numpy(), campaign.monitoring.srm_p
     checks = []
     for group, words in ((random & eligible, "over the threshold"), (random & ~eligible, "below the threshold")):

@@ -10,9 +10,8 @@ whether the slope is (best linear predictor, Chernozhukov et al. 2018): slope 1 
 No model is perfectly calibrated, so a week is not tested against the promise itself but against the same line measured
 at training on predictions of rows the network had not seen (`Line`s in the reference profile, with their covariance).
 
-The control's predicted outcome (`mu_<control>_<outcome>`) is needed, not only the uplift: holdout users never had a
-message, so in later weeks their histories differ from everybody else's, and only scores that take the prediction for
-that history off are free of the difference.
+The control's predicted outcome (`mu_<control>_<outcome>`) is used, not only the uplift: taken off each outcome, it
+makes the scores less noisy. The propensities are those given a user's history (`models.propensities`).
 
 Weekly looks: a year has 52. Each look may raise a false alarm with probability `yearly_false_alarm / 52`, shared over
 its tests (Bonferroni), so that the expected number of false alarms a year is at most what was promised, however the

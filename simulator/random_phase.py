@@ -115,16 +115,19 @@ def _run(
             holdout = uniform(due.user_key, "holdout") < holdout_share
             arms = np.where(holdout, 0, (uniform(due.key, "random arm") * n_arms).astype(np.int64))
             world.decide(arms)
-            _write_decisions(world, first, due, arms, holdout, propensities)
+            _write_decisions(world, first, due, arms, holdout, propensities, holdout_share)
         world.advance()
         if progress is not None:
             progress(share[0] + share[1] * (day + 1) / days)
 
 
-def _write_decisions(world: World, first: int, due: Due, arms: Ints, holdout: np.ndarray, propensities: Floats) -> None:
+def _write_decisions(
+    world: World, first: int, due: Due, arms: Ints, holdout: np.ndarray, propensities: Floats, holdout_share: float
+) -> None:
     n, k = len(arms), len(propensities)
     ids = pa.array(due.user_ids, pa.string())
     layer = labels(holdout.astype(np.int64), ("exploration", "holdout"))
+    salts = labels(np.zeros(n, dtype=np.int64), (json.dumps({"holdout_share": holdout_share}),))
     null = pa.nulls(n)
     columns: dict[str, Any] = {name: labels(np.zeros(n, dtype=np.int64), ("",)) for name in _EMPTY}
     columns |= {
@@ -132,7 +135,7 @@ def _write_decisions(world: World, first: int, due: Due, arms: Ints, holdout: np
         "user_id": ids, "cluster_id": ids, "decided_at": due.decided_at,
         "features": null, "feature_timestamp": null, "uplift": null, "score": null, "threshold": null, "segments": null,
         "experiment": null,
-        "layer": layer, "reason": layer, "salts": labels(np.zeros(n, dtype=np.int64), ("{}",)),
+        "layer": layer, "reason": layer, "salts": salts,
         "arm": arms, "eligible": arms > 0, "propensity": propensities[arms],
         "propensities": pa.array(np.broadcast_to(propensities, (n, k)).tolist()),
         "hour": due.hour, "surface": pa.array(due.surface, pa.string()),

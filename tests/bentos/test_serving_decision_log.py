@@ -29,7 +29,7 @@ def write(campaign, bundle):
         users = [f"{request_id}-{i}" for i in range(3)]
         rows = make_rows([1.0, 0.0, np.nan], [OK, OK, CODE["unknown_user"]])
         rows.timestamp[2] = 0
-        decisions = decide(users, rows, bundle, campaign.assignment)
+        decisions = decide(users, rows, bundle, campaign.assignment, at.date())
         line = batch_line(context, at, [(request_id, 3, 20, "home")], users, decisions, rows)
         log.append(context, line, at.date().isoformat())
         return decisions
@@ -212,7 +212,7 @@ def test_check_sees_the_log_recover(tmp_path, campaign):
 
 def test_decisions_without_a_model_are_logged_too(tmp_path, campaign):
     log, context = DecisionLog(tmp_path / "raw", 2**20), context_of(campaign, None)
-    found = decide_without_model(["a", "b"], campaign)
+    found = decide_without_model(["a", "b"], campaign, AT.date())
     log.append(context, batch_line(context, AT, [("r", 2, None, None)], ["a", "b"], found, None), "2026-06-01")
     log.close()
     compact(tmp_path / "raw", tmp_path / "out")
@@ -226,7 +226,7 @@ def test_decisions_without_a_model_are_logged_too(tmp_path, campaign):
 def test_killed_writer_leaves_whole_lines(tmp_path, campaign):
     """kill -9 while lines are written one after another: every whole line is read, at most the last is torn."""
     users = [f"u{i}" for i in range(50)]
-    context, decisions = context_of(campaign, None), decide_without_model(users, campaign)
+    context, decisions = context_of(campaign, None), decide_without_model(users, campaign, AT.date())
     receive, send = os.pipe()
     child = os.fork()
     if child == 0:

@@ -1,4 +1,5 @@
 import json
+from datetime import date
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from bentos.engine import CODE, OK, REASONS, decide, decide_without_model, load_
 from campaign import ModelError
 
 USERS = [f"u{i}" for i in range(3000)]
+DAY = date(2026, 3, 2)
 
 
 def test_reasons_are_those_of_the_log_contract():
@@ -21,7 +23,7 @@ def test_reasons_are_those_of_the_log_contract():
 def test_decide_follows_the_rule_by_hand(campaign, bundle):
     """score = x * (1 + 2 + 3) - 0.25 for the one message arm; eligible when > 0.5."""
     x = np.linspace(-1, 1, len(USERS))
-    found = decide(USERS, make_rows(x), bundle, campaign.assignment)
+    found = decide(USERS, make_rows(x), bundle, campaign.assignment, DAY)
     np.testing.assert_allclose(found.score, 6 * x - 0.25, atol=1e-12)
     np.testing.assert_allclose(found.uplift[:, 0], x[:, None] * [1, 2, 3], atol=1e-12)
     policy = found.layer == assign.POLICY
@@ -31,7 +33,7 @@ def test_decide_follows_the_rule_by_hand(campaign, bundle):
 
 
 def test_decide_holdout_gets_control_and_its_uplift(campaign, bundle):
-    found = decide(USERS, make_rows(np.ones(len(USERS))), bundle, campaign.assignment)
+    found = decide(USERS, make_rows(np.ones(len(USERS))), bundle, campaign.assignment, DAY)
     held = found.layer == assign.HOLDOUT
     assert held.any()
     assert (found.arm[held] == 0).all()
@@ -40,7 +42,7 @@ def test_decide_holdout_gets_control_and_its_uplift(campaign, bundle):
 
 
 def test_decide_exploration_gets_every_arm_whatever_the_score(two_messages):
-    found = decide(USERS, make_rows(np.full(len(USERS), -1.0)), make_bundle(two_messages), two_messages.assignment)
+    found = decide(USERS, make_rows(np.full(len(USERS), -1.0)), make_bundle(two_messages), two_messages.assignment, DAY)
     explored = found.layer == assign.EXPLORATION
     assert set(found.arm[explored]) == {0, 1, 2}
     assert (found.reason[explored] == CODE["exploration"]).all()
@@ -48,7 +50,7 @@ def test_decide_exploration_gets_every_arm_whatever_the_score(two_messages):
 
 
 def test_decide_picks_the_best_of_two_messages(two_messages):
-    found = decide(USERS, make_rows(np.ones(len(USERS))), make_bundle(two_messages), two_messages.assignment)
+    found = decide(USERS, make_rows(np.ones(len(USERS))), make_bundle(two_messages), two_messages.assignment, DAY)
     assert (found.arm[found.layer == assign.POLICY] == 2).all()
 
 
@@ -56,14 +58,14 @@ def test_decide_picks_the_best_of_two_messages(two_messages):
 def test_decide_without_usable_features_is_certain_control(campaign, bundle, reason):
     status = np.full(len(USERS), OK)
     status[::2] = CODE[reason]
-    found = decide(USERS, make_rows(np.ones(len(USERS)), status), bundle, campaign.assignment)
+    found = decide(USERS, make_rows(np.ones(len(USERS)), status), bundle, campaign.assignment, DAY)
     assert (found.arm[::2] == 0).all()
     assert (found.reason[::2] == CODE[reason]).all()
     assert (found.propensities[::2] == [1, 0]).all()
     assert np.isnan(found.uplift[::2]).all()
     assert np.isnan(found.score[::2]).all()
     np.testing.assert_array_equal(
-        found.arm[1::2], decide(USERS[1::2], make_rows(np.ones(1500)), bundle, campaign.assignment).arm
+        found.arm[1::2], decide(USERS[1::2], make_rows(np.ones(1500)), bundle, campaign.assignment, DAY).arm
     )
 
 
@@ -71,14 +73,14 @@ def test_decide_without_usable_features_is_certain_control(campaign, bundle, rea
 def test_decide_never_acts_on_a_prediction_that_is_not_finite(campaign, bundle, bad):
     x = np.ones(len(USERS))
     x[7] = bad
-    found = decide(USERS, make_rows(x), bundle, campaign.assignment)
+    found = decide(USERS, make_rows(x), bundle, campaign.assignment, DAY)
     assert REASONS[found.reason[7]] == "model_unavailable"
     assert found.arm[7] == 0
     assert (found.propensities[7] == [1, 0]).all()
 
 
 def test_decide_without_model_is_control_for_everybody(campaign):
-    found = decide_without_model(USERS, campaign)
+    found = decide_without_model(USERS, campaign, DAY)
     assert (found.arm == 0).all()
     assert {REASONS[r] for r in found.reason} == {"model_unavailable"}
 
@@ -86,8 +88,8 @@ def test_decide_without_model_is_control_for_everybody(campaign):
 def test_decide_the_row_order_does_not_matter(campaign, bundle):
     x = np.random.default_rng(0).normal(size=len(USERS))
     order = np.random.default_rng(1).permutation(len(USERS))
-    straight = decide(USERS, make_rows(x), bundle, campaign.assignment)
-    shuffled = decide([USERS[i] for i in order], make_rows(x[order]), bundle, campaign.assignment)
+    straight = decide(USERS, make_rows(x), bundle, campaign.assignment, DAY)
+    shuffled = decide([USERS[i] for i in order], make_rows(x[order]), bundle, campaign.assignment, DAY)
     for name in ("layer", "arm", "reason", "score", "propensities"):
         np.testing.assert_array_equal(getattr(straight, name)[order], getattr(shuffled, name))
 

@@ -29,7 +29,7 @@ def live(campaign, tmp_path):
 
 def run(campaign, live, x, now=START, status=None):
     bundle, rows = make_bundle(campaign), make_rows(x, status)
-    before = decide(USERS, rows, bundle, campaign.assignment)
+    before = decide(USERS, rows, bundle, campaign.assignment, now.date())
     return before, with_experiments(USERS, rows, bundle, campaign.assignment, before, live, now)
 
 

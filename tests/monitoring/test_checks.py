@@ -87,7 +87,14 @@ BROKEN = {
     "arms not as logged": (
         lambda f: f.assign(propensities=[np.array([0.5, 0.5])] * len(f), propensity=0.5),
         "calibration",
-        "mean propensity 0.5000",
+        "mean propensity 0.5556",  # 0.5 / 0.9: outside the holdout
+    ),
+    "propensities without the holdout": (
+        lambda f: f.assign(
+            propensities=[np.array([0.05, 0.95])] * len(f), propensity=np.where(f["arm"] == 1, 0.95, 0.05)
+        ),
+        "propensity",
+        "rows whose propensities",
     ),
 }
 

@@ -1,0 +1,116 @@
+"""The probability of each arm given what a user's history tells: what every estimator divides by.
+
+The log holds propensities that are marginal over all layers. That is right at a user's first decision. Afterwards our
+own messages are part of the features: a user without any is in the holdout far more often than `holdout_share` says,
+and given such features the marginal propensity is no longer P(arm). So draws that persist are conditioned on, and only
+draws that are fresh at a decision are averaged over:
+
+    layer          drawn                            first decision under it     later ones
+    holdout        once per user and salt           marginal                    holdout rows left out, others given
+                                                                                "not in the holdout"
+    exploration    anew in each window of a user    fresh                       fresh; a second decision in a window
+                                                                                is left out
+    experiment     once per user and experiment     marginal                    left out: the log does not say what arm
+                                                                                an explored user's variant would get
+
+With holdout share h:  P(a | not in the holdout) = (P(a) - h [a = control]) / (1 - h).
+
+What is left is a value over all first decisions and the later ones of users outside the holdout, who are those a policy
+is for. A new holdout salt is a new draw: everybody's next decision is a first one again.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from campaign import DataError
+from models.splits import draw_window
+
+CONTROL = 0
+
+
+def given_history(decisions: pd.DataFrame, holdout_share: float) -> pd.DataFrame:
+    """Decisions that a fresh draw took part in, with propensities given what history tells; in row order.
+
+    Args:
+        decisions: every logged decision whose arm was not certain, from the beginning of the log (a first decision
+            can only be told where all are there): decision_id, user_id, decided_at, layer, arm, propensity,
+            propensities, salts.
+        holdout_share: of decisions whose `salts` name none (a platform's own random phase).
+
+    Returns: some of the rows, their index kept; `propensity` and `propensities` replaced.
+
+    Raises: DataError: a logged propensity cannot come from that holdout share.
+    """
+    draws = _draws(decisions, holdout_share)
+    later = _repeats(decisions, draws, ["holdout"])
+    spent = (draws["window"] >= 0) & _repeats(decisions, draws, ["exploration", "window"])
+    spent |= (draws["experiments"] != "") & _repeats(decisions, draws, ["experiments"])
+    kept = ~spent.to_numpy() & ~(later & (decisions["layer"] == "holdout").to_numpy())
+    rows = decisions[kept]
+    chance = outside_holdout(
+        np.array(rows["propensities"].tolist(), dtype=float), np.where(later, draws["share"], 0.0)[kept]
+    )
+    own = chance[np.arange(len(rows)), rows["arm"].to_numpy(dtype=np.int64)]
+    return rows.assign(propensity=own, propensities=list(chance))
+
+
+def outside_holdout(propensities: np.ndarray, share: np.ndarray | float) -> np.ndarray:
+    """Probability of every arm for a user who is not in the holdout; shape (n, n_arms).
+
+    Args:
+        propensities: shape (n, n_arms), marginal over all layers.
+        share: of users in the holdout; a number, or shape (n,); 0 leaves a row as it is.
+
+    Raises: DataError: control is less likely than the holdout alone makes it.
+
+    >>> outside_holdout(np.array([[0.55, 0.45]]), 0.1)
+    array([[0.5, 0.5]])
+    """
+    share = np.broadcast_to(share, len(propensities))
+    chance: np.ndarray = propensities.copy()
+    chance[:, CONTROL] -= share
+    chance /= (1 - share)[:, None]
+    bad = chance[:, CONTROL] < -1e-9
+    if bad.any():
+        row = int(bad.argmax())
+        raise DataError(
+            f"propensities: control has {propensities[row, CONTROL]:g} in {int(bad.sum())} rows (first: row {row}), "
+            f"less than the holdout's share of {share[row]:g} alone; log probabilities over all layers together, and "
+            "the share they were drawn with in `salts`"
+        )
+    return np.asarray(np.clip(chance, 0.0, 1.0))
+
+
+def _draws(decisions: pd.DataFrame, holdout_share: float) -> pd.DataFrame:
+    """The draws behind each row, by salt: holdout and its share, exploration and its window (-1: none), experiments."""
+    n = len(decisions)
+    draws = {name: np.full(n, "", dtype=object) for name in ("holdout", "exploration", "experiments")}
+    share, window = np.full(n, holdout_share), np.full(n, -1)
+    code, texts = pd.factorize(decisions["salts"].fillna(""))
+    users, at = decisions["user_id"].to_numpy(), decisions["decided_at"]
+    days = at.to_numpy(dtype="datetime64[D]")
+    for k, text in enumerate(texts):
+        rows = np.flatnonzero(code == k)
+        salts: dict[str, Any] = json.loads(text or "{}")
+        draws["holdout"][rows] = salts.get("holdout_salt", "")
+        share[rows] = salts.get("holdout_share", holdout_share)
+        if "exploration_salt" in salts:
+            draws["exploration"][rows] = salts["exploration_salt"]
+            window[rows] = draw_window(users[rows], days[rows], salts["window_days"])
+        for name, experiment in salts.get("experiments", {}).items():
+            low, high = experiment["open_slots"]
+            started = rows[(at.iloc[rows] >= pd.Timestamp(experiment["starts_at"])) & (low < high)]
+            draws["experiments"][started] += f"{name}/{experiment['salt']};"
+    return pd.DataFrame({**draws, "share": share, "window": window}, index=decisions.index)
+
+
+def _repeats(decisions: pd.DataFrame, draws: pd.DataFrame, names: list[str]) -> np.ndarray:
+    """Whether an earlier decision of the user rests on the same draw; shape (n,), in row order."""
+    keys = pd.concat([decisions[["user_id", "decided_at", "decision_id"]], draws[names]], axis=1)
+    keys = keys.sort_values(["decided_at", "decision_id"], kind="stable")
+    return keys.duplicated(["user_id", *names]).reindex(decisions.index).to_numpy()
