@@ -156,7 +156,8 @@ def materialize() -> None:
 
     newest = _newest_snapshot()
     built = (data_dir() / "features" / f"date={newest}" / "snapshot.parquet").stat().st_mtime_ns
-    with _step("materialize", newest=str(newest), built=built, definitions=_digest(ROOT / "feature_repo")) as needed:
+    inputs = {"newest": str(newest), "built": built, "store": os.environ.get("TACTFUL_STORE", "local")}
+    with _step("materialize", **inputs, definitions=_digest(ROOT / "feature_repo")) as needed:
         if needed:
             _feast("apply")
             with redirect_stdout(io.StringIO()):  # Feast's own progress is about views, not about us
@@ -609,7 +610,11 @@ def _digest(folder: Path) -> str:
 
 
 def _feast(*words: str) -> None:
-    command = [str(Path(sys.executable).parent / "feast"), "-c", str(ROOT / "feature_repo"), *words]
+    profile = os.environ.get("TACTFUL_STORE", "local")
+    repo = ["-c", str(ROOT / "feature_repo")]
+    if profile != "local":
+        repo += ["-f", str(ROOT / "feature_repo" / f"feature_store.{profile}.yaml")]
+    command = [str(Path(sys.executable).parent / "feast"), *repo, *words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise TactfulError(f"`feast {' '.join(words)}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")

@@ -63,7 +63,8 @@ def open_store(repo_path: Path | str | None = None) -> FeatureStore:
         raise StoreError(f"{file}: no such profile (TACTFUL_STORE == {profile!r}); found {found}")
     store = FeatureStore(repo_path=str(repo), fs_yaml_file=file)
     applied = _source_path(store)
-    advice = f"run `feast -c {repo} -f {file.name} apply`"
+    # Feast looks for -f from the folder the command runs in, not from -c
+    advice = f"run `feast -c {repo}{'' if profile == 'local' else f' -f {file}'} apply`"
     if not applied:
         raise StoreError(f"{file}: nothing is applied yet; {advice}")
     if Path(applied).parents[1] != data_dir() / "features":

@@ -31,7 +31,7 @@ class Repo:
         """Run Feast's own command line from the root of the checkout, as a user does."""
         command = [str(Path(sys.executable).parent / "feast"), "-c", str(self.path)]
         if self.profile != "local":
-            command += ["-f", f"feature_store.{self.profile}.yaml"]
+            command += ["-f", str(self.path / f"feature_store.{self.profile}.yaml")]
         env = os.environ | {"TACTFUL_DATA": str(self.data)} | environment
         return subprocess.run([*command, *words], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 

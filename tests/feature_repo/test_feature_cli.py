@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from feature_world import LAST, ROOT, Repo, copy_repo
 
 from feature_repo.aggregates import COLUMNS
@@ -49,6 +50,20 @@ def test_materialize_incremental(repo: Repo, tmp_path: Path) -> None:
     # Feast's SQLite store writes UTC as if it were local time, and reads it back the same way.
     local = today.replace(tzinfo=ZoneInfo("America/New_York"))
     assert {stamp for _, *stamps in rows for stamp in stamps} == {int(local.timestamp())}
+
+
+@pytest.mark.redis
+def test_feast_commands_with_the_redis_profile(repo: Repo, redis_port: int, tmp_path: Path) -> None:
+    """As the README has it: from the root, the profile by its path. A time without snapshots is said."""
+    fresh = Repo(copy_repo(tmp_path / "feature_repo"), repo.data, "redis")
+    profile = fresh.path / "feature_store.redis.yaml"
+    profile.write_text(profile.read_text().replace("127.0.0.1:6379", f"127.0.0.1:{redis_port}"))
+    done = fresh.feast("apply")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (fresh.path / "data" / "registry.redis.db").exists()
+    done = fresh.feast("materialize-incremental", f"{LAST}T00:00:00")  # long before the clock less the ttl
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"and {LAST} 00:00 UTC, so nothing is written (there are 2026-03-02 to {LAST})" in done.stderr
 
 
 def tables(db: sqlite3.Connection) -> list[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from feature_oracle import midnight
@@ -202,6 +203,22 @@ def test_redis_that_is_down(redis_repo: Repo, monkeypatch: pytest.MonkeyPatch, t
         online_features(store, ["u1"], 20, "home", NOON, feature_schema(store))
 
 
+def test_materialize_writes_a_day_that_was_built_again(store, served: Repo, users: list[str]) -> None:
+    """Same event time, other values: Feast's Redis store would keep the old ones."""
+    path, schema = snapshot_file(store, LAST), feature_schema(store)
+    before = path.read_bytes()
+    column = pq.read_table(path, partitioning=None).schema.get_field_index("minutes_90d")
+    try:
+        changed = pq.read_table(path, partitioning=None)
+        pq.write_table(changed.set_column(column, "minutes_90d", pa.array([1234.5] * len(changed))), path)
+        materialize(store, LAST)
+        found = online_features(store, users[:3], 20, "home", NOON, schema).columns["minutes_90d"]
+        assert found.tolist() == [1234.5] * 3
+    finally:
+        path.write_bytes(before)
+        materialize(store, LAST)
+
+
 def test_materialize_reads_back(store, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that reports success and writes too little is found out."""
     monkeypatch.setattr("feature_repo.store.snapshot_file", lambda store, day: snapshot_file(store, LAST))
@@ -216,7 +233,7 @@ def test_open_store_says_what_is_missing(repo: Repo, monkeypatch: pytest.MonkeyP
         StoreError, match=rf"applied for {repo.data}/features.*, but data is now in {tmp_path}; run .* again"
     ):
         open_store(repo.path)
-    with pytest.raises(StoreError, match=r"nothing is applied yet; run `feast -c .* -f feature_store.yaml apply`"):
+    with pytest.raises(StoreError, match=r"nothing is applied yet; run `feast -c .*/feature_repo apply`"):
         open_store(copy_repo(tmp_path / "feature_repo"))
     monkeypatch.setenv("TACTFUL_STORE", "cassandra")
     with pytest.raises(
