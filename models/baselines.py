@@ -5,18 +5,18 @@ Each is fitted on the same frame and spec as the network and answers with the sa
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+from scipy.special import expit
 
 from models.encode import Tensors, category_codes, dense_inputs, fit_encoding, fit_features
+from models.linear import fit_linear, separate
 from models.spec import Feature, FitSpec, columns_of, labels_of
 
-LINEAR_C = 0.03  # inverse L2 strength of the logistic models; ridge uses alpha = 1 / C
 S_PARAMS = {
     "num_leaves": 7,
     "learning_rate": 0.05,
@@ -46,12 +46,14 @@ class LinearModel:
     features: tuple[Feature, ...]
     declared: Mapping[str, str]
     state: Tensors
-    models: tuple[tuple[Any, ...], ...]  # [arm][outcome]
+    weights: tuple[tuple[np.ndarray, ...], ...]  # [arm][outcome]
+    binary: tuple[bool, ...]
 
     def predict(self, frame: pd.DataFrame) -> np.ndarray:
         """mu_hat of each row; float64 (n, n_arms, n_outcomes), outcome units."""
-        inputs = dense_inputs(columns_of(frame, self.declared), self.features, self.state)
-        return np.stack([np.column_stack([_answer(m, inputs) for m in arm]) for arm in self.models], axis=1)
+        inputs = dense_inputs(columns_of(frame, self.declared), self.features, self.state).astype(np.float64)
+        by_arm = [[_answer(w, inputs, b) for w, b in zip(arm, self.binary, strict=True)] for arm in self.weights]
+        return np.stack([np.column_stack(arm) for arm in by_arm], axis=1)
 
 
 def fit_linear_t(frame: pd.DataFrame, spec: FitSpec) -> LinearModel:
@@ -75,29 +77,22 @@ def _fit_linear(frame: pd.DataFrame, spec: FitSpec, constant_control: bool) -> L
         x = inputs[rows, :0] if constant_control and arm == 0 else inputs[rows]
         targets = zip(spec.outcomes, labels.outcome[rows].T, strict=True)
         models.append(tuple(_fit_one(x, y, outcome.kind == "binary") for outcome, y in targets))
-    return LinearModel(features, dict(spec.features), state, tuple(models))
+    binary = tuple(outcome.kind == "binary" for outcome in spec.outcomes)
+    return LinearModel(features, dict(spec.features), state, tuple(models), binary)
 
 
-def _fit_one(x: np.ndarray, y: np.ndarray, binary: bool) -> Any:
-    """A fitted sklearn model, or the mean where there is nothing to learn from."""
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression, Ridge
-
+def _fit_one(x: np.ndarray, y: np.ndarray, binary: bool) -> np.ndarray:
+    """Weights with the intercept last, or the mean alone where there is nothing to learn from."""
     if x.shape[1] == 0 or y.min() == y.max():
-        return float(y.mean())
-    if not binary:
-        return Ridge(alpha=1 / LINEAR_C).fit(x, y)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a penalised fit this close is a fair baseline
-        return LogisticRegression(C=LINEAR_C, max_iter=300).fit(x, y)
+        return np.array([y.mean()])
+    return np.asarray(fit_linear(x, np.zeros(len(y), dtype=np.int64), y, binary, separate(1))[0])
 
 
-def _answer(model: Any, inputs: np.ndarray) -> np.ndarray:
-    if isinstance(model, float):
-        return np.full(len(inputs), model)
-    if hasattr(model, "predict_proba"):
-        return np.asarray(model.predict_proba(inputs)[:, 1], dtype=np.float64)
-    return np.asarray(model.predict(inputs), dtype=np.float64)
+def _answer(weight: np.ndarray, inputs: np.ndarray, binary: bool) -> np.ndarray:
+    if len(weight) == 1:
+        return np.full(len(inputs), float(weight[0]))
+    out: np.ndarray = inputs @ weight[:-1] + weight[-1]
+    return np.asarray(expit(out) if binary else out)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from models.encode import Encoded, Tensors, encode
 from models.spec import ModelSpec
 
 _DTYPES: dict[str, type] = {"numeric": np.float64, "string": object}
-WIDEN = 1.25
 CHUNK_ROWS = 8192  # bounds memory: rules are unpacked to float32 one chunk at a time
 
 
@@ -70,14 +69,13 @@ class NumpyModel:
 
         Returns: lower and upper limits, each (n, n_messages, n_outcomes + 1); last the score's, costs subtracted.
 
-        Source: jackknife over the members, widened by WIDEN for what shrinkage and penalties leave out; coverage on
-            simulated worlds is in docs/benchmarks.md.
+        Source: `models.shrinkage.standard_error`; coverage on simulated worlds is in docs/benchmarks.md.
         """
         mu_hat = self.predict(columns)
         uplift = mu_hat[:, 1:] - mu_hat[:, :1]
         score = uplift @ self.spec.weights - np.asarray(self.spec.costs)[1:]
         center = np.concatenate([uplift, score[..., None]], axis=-1)
-        half = norm.ppf(1 - alpha / 2) * WIDEN * self.tensors["interval.sd"]
+        half = norm.ppf(1 - alpha / 2) * self.tensors["interval.sd"]
         return center - half, center + half
 
     def encode(self, columns: Mapping[str, np.ndarray]) -> Encoded:

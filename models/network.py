@@ -32,31 +32,28 @@ class UpliftNet(nn.Module):
         n_dense: int,
         rule_mask: np.ndarray,
         rule_share: np.ndarray,
-        n_arms: int,
         bias: np.ndarray,
         rng: np.random.Generator,
     ) -> None:
-        """Start at the average outcome for everybody.
+        """Start at the average outcome of each arm for everybody.
 
         Args:
             n_dense: dense inputs.
             rule_mask: (members, n_rules), which member may use which rule.
             rule_share: (n_rules,), share of rows where a rule holds.
-            n_arms: heads.
-            bias: (n_outcomes,), last layer's value of the average user.
+            bias: (n_arms, n_outcomes), last layer's value of the average user.
             rng: of the starting weights.
         """
         super().__init__()
         members, n_rules = rule_mask.shape
-        n_out = n_arms * len(bias)
-        self.n_arms = n_arms
+        self.n_arms, n_out = len(bias), bias.size
         widths = (n_dense, *TRUNK)
         self.trunk_weight = nn.ParameterList(_he(rng, members, a, b) for a, b in pairwise(widths))
         self.trunk_bias = nn.ParameterList(nn.Parameter(torch.zeros(members, 1, width)) for width in TRUNK)
         # heads of all arms start equal: no difference between arms until the data says so
-        head = _he(rng, members, TRUNK[-1], len(bias), gain=0.1).data
-        self.head_weight = nn.Parameter(head.repeat(1, 1, n_arms))
-        self.head_bias = nn.Parameter(torch.tensor(np.tile(bias, n_arms), dtype=torch.float32).repeat(members, 1, 1))
+        head = _he(rng, members, TRUNK[-1], bias.shape[1], gain=0.1).data
+        self.head_weight = nn.Parameter(head.repeat(1, 1, self.n_arms))
+        self.head_bias = nn.Parameter(torch.tensor(bias.ravel(), dtype=torch.float32).repeat(members, 1, 1))
         self.skip_weight = nn.Parameter(torch.zeros(members, n_dense, n_out))
         self.rules_weight = nn.Parameter(torch.zeros(members, n_rules, n_out))
         self.register_buffer("rule_mask", torch.tensor(rule_mask, dtype=torch.float32)[:, :, None])

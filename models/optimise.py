@@ -17,6 +17,7 @@ from torch import Tensor
 from models import losses
 from models.encode import Encoded, Tensors
 from models.forward import unpack
+from models.linear import base
 from models.network import UpliftNet
 from models.spec import FitSpec
 
@@ -65,19 +66,18 @@ def optimise(
     binary = [o.kind == "binary" for o in spec.outcomes]
     n = n or len(rows.arm)
     counts = np.bincount(rows.arm, minlength=len(spec.arms)) * (n / len(rows.arm))
-    base = rows.outcome.mean(axis=0, dtype=np.float64)
+    average = rows.outcome.mean(axis=0, dtype=np.float64)
     with one_thread():
         net = UpliftNet(
             rows.inputs.dense.shape[1],
             start["rules.mask"],
             _shares(rows.inputs.rules, start),
-            len(spec.arms),
-            np.where(binary, _logit(base, len(rows.arm)), 0),
+            base(rows.outcome, rows.arm, len(spec.arms), binary),
             rng,
         )
         if "head.weight" in start:
             net.load(start)
-        loss = _loss(net, counts, base, binary, start)
+        loss = _loss(net, counts, average, binary, start)
         batch = int(np.clip(n // STEPS_PER_EPOCH, SMALLEST_BATCH, spec.batch_rows))
         steps = spec.epochs * math.ceil(n / batch)
         stepper = _optimiser(net, spec, steps)
@@ -107,11 +107,11 @@ def shuffled(
 
 
 def _loss(
-    net: UpliftNet, counts: np.ndarray, base: np.ndarray, binary: Sequence[bool], start: Tensors
+    net: UpliftNet, counts: np.ndarray, average: np.ndarray, binary: Sequence[bool], start: Tensors
 ) -> Callable[..., Tensor]:
     """The loss of one batch, its constants worked out once."""
     rows = losses.effective_rows(counts)
-    scale = torch.tensor(np.where(binary, 1 / np.maximum(_entropy(base), 0.01), 0.5), dtype=torch.float32)
+    scale = torch.tensor(np.where(binary, 1 / np.maximum(_entropy(average), 0.01), 0.5), dtype=torch.float32)
     strength = np.where(start["rules.interaction"], losses.L1_RULES, losses.L1_SKIP)
     rule_strength = torch.tensor(strength, dtype=torch.float32)[:, None, None]
     l1, spread = 1 / math.sqrt(rows), losses.SPREAD * min(max(1e4 / rows, 0.02), 30)
@@ -151,13 +151,8 @@ def _shares(bits: np.ndarray, start: Tensors) -> np.ndarray:
     return np.asarray(unpack(bits[:: max(1, len(bits) // 100_000)], start).mean(axis=0))
 
 
-def _logit(base: np.ndarray, n: int) -> np.ndarray:
-    share = np.clip(base, 0.5 / n, 1 - 0.5 / n)
-    return np.asarray(np.log(share / (1 - share)))
-
-
-def _entropy(base: np.ndarray) -> np.ndarray:
-    share = np.clip(base, 1e-9, 1 - 1e-9)
+def _entropy(average: np.ndarray) -> np.ndarray:
+    share = np.clip(average, 1e-9, 1 - 1e-9)
     return np.asarray(-(share * np.log(share) + (1 - share) * np.log(1 - share)))
 
 

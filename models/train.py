@@ -20,15 +20,15 @@ from campaign import DataError, ModelError
 from feature_repo.atomic import replacing
 from models import encode as enc
 from models.forward import NumpyModel, member_outputs, shrink
+from models.linear import linear_members, linear_share, mixed
 from models.optimise import Progress, TrainingRows, optimise
 from models.rules import find_rules
+from models.shrinkage import shrinkage, standard_error
 from models.spec import Feature, FitSpec, Labels, ModelSpec, columns_of, labels_of
 from models.splits import hash_unit
 
 FOLD_SALT = "tactful/fold"
 CAP = 0.999  # quantile of a continuous outcome
-JACKKNIFE = 0.5  # its variance is biased upward (Efron and Stein, 1981), the more the less stable the members are
-PRIOR_SD = 0.5  # of the shrinkage slope, before it is measured
 
 
 class Start(NamedTuple):
@@ -168,67 +168,29 @@ def _taken_over(model: NumpyModel, spec: FitSpec) -> Start:
 def finish(
     rows: TrainingRows, outcome: np.ndarray, tensors: enc.Tensors, features: tuple[Feature, ...], spec: FitSpec
 ) -> tuple[NumpyModel, np.ndarray]:
-    """The model that serves, and the out-of-fold mu_hat of its training rows; `outcome` in its own units."""
+    """The model that serves, and the out-of-fold mu_hat of its training rows; `outcome` in its own units.
+
+    The network is mixed with a linear model as far as rows that neither saw speak for it, then shrunk.
+    """
     costs = tuple(spec.costs) or (0.0,) * len(spec.arms)
     model_spec = ModelSpec(features, tuple(spec.arms), spec.targets, costs, spec.members)
+    linear = linear_members(rows.inputs.dense, rows.arm, rows.outcome, rows.fold, spec)
+    ends = (_left_out(rows, mixed(tensors, linear, share), model_spec) for share in (0.0, 1.0))
+    worth = outcome @ model_spec.weights
+    share = linear_share(worth, rows.arm, rows.propensity, *(mu_hat @ model_spec.weights for mu_hat in ends))
+    tensors = mixed(tensors, linear, share)
     members = member_outputs(rows.inputs, tensors, model_spec)
     left_out = members[rows.fold, np.arange(len(rows.fold))]
-    weights = np.array([o.weight for o in spec.outcomes], dtype=np.float64)
-    tensors = tensors | shrinkage(members, left_out, outcome, rows.arm, rows.propensity, weights)
+    tensors = tensors | shrinkage(members, left_out, outcome, rows.arm, rows.propensity, model_spec.weights)
+    tensors["interval.sd"] = standard_error(members, model_spec.weights, share)
     return NumpyModel(model_spec, tensors), shrink(left_out, tensors, model_spec)
 
 
-def shrinkage(
-    members: np.ndarray,
-    left_out: np.ndarray,
-    outcome: np.ndarray,
-    arm: np.ndarray,
-    propensity: np.ndarray,
-    weights: np.ndarray,
-) -> enc.Tensors:
-    """How far each arm's uplifts are pulled to their mean: the slope of the true score on the predicted one.
-
-    The slope is measured: covariance of doubly robust scores with out-of-fold predictions (which did not see the
-    outcome), over the variance of the ensemble's. With few rows that is noisy, so it is averaged, by precision, with
-    the share of the spread that the members agree on.
-
-    Args:
-        members: mu_hat of each member, (members, n, n_arms, n_outcomes).
-        left_out: mu_hat by the member that left the row out, (n, n_arms, n_outcomes).
-        outcome: (n, n_outcomes), outcome units.
-        arm: (n,) index.
-        propensity: (n,), of the arm taken.
-        weights: (n_outcomes,), of the score.
-
-    Returns: `shrink.mean` (n_messages, n_outcomes), `shrink.factor` (n_messages,) in [0, 1], and `interval.sd`
-        (n_messages, n_outcomes + 1): the standard error of a user's uplift by outcome, last of the score.
-
-    Source: delete-a-group jackknife for the noise; best linear predictor slope, Chernozhukov et al. (2018), eq. 2.3.
-    """
-    value = members @ weights
-    uplift = value[..., 1:] - value[..., :1]
-    ensemble = uplift.mean(axis=0)
-    spread = ensemble.var(axis=0)
-    noise = JACKKNIFE * (len(members) - 1) * uplift.var(axis=0).mean(axis=0)
-    residual = (outcome @ weights - (left_out @ weights)[np.arange(len(arm)), arm]) / propensity
-    factor = np.zeros(uplift.shape[2])
-    for a in np.flatnonzero(spread > 0):
-        predicted = (left_out[:, a + 1] - left_out[:, 0]) @ weights
-        score = predicted + residual * ((arm == a + 1) * 1.0 - (arm == 0))
-        moment = (predicted - predicted.mean()) * (score - score.mean()) / spread[a]
-        factor[a] = _posterior(moment.mean(), moment.var() / len(moment), max(0.0, 1 - noise[a] / spread[a]))
-    mean = (members[:, :, 1:] - members[:, :, :1]).mean(axis=(0, 1))
-    return {"shrink.mean": mean, "shrink.factor": factor, "interval.sd": _standard_error(members, weights)}
-
-
-def _standard_error(members: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Jackknife standard error of an uplift, averaged over users; (n_messages, n_outcomes + 1), last the score's."""
-    uplift = members[:, :, 1:] - members[:, :, :1]
-    with_score = np.concatenate([uplift, (uplift @ weights)[..., None]], axis=-1)
-    return np.asarray(np.sqrt((len(members) - 1) * with_score.var(axis=0).mean(axis=0)))
-
-
-def _posterior(slope: float, variance: float, agreement: float) -> float:
-    """Precision-weighted mean of a measured slope and a prior of sd PRIOR_SD, in [0, 1]."""
-    prior = 1 / PRIOR_SD**2
-    return float(np.clip((slope / variance + prior * agreement) / (1 / variance + prior), 0, 1))
+def _left_out(rows: TrainingRows, tensors: enc.Tensors, spec: ModelSpec) -> np.ndarray:
+    """mu_hat of each row by the member that left it out; (n, n_arms, n_outcomes)."""
+    out = np.empty((len(rows.arm), len(spec.arms), len(spec.outcomes)))
+    for k in np.unique(rows.fold):
+        own = rows.fold == k
+        inputs = enc.Encoded(rows.inputs.dense[own], rows.inputs.rules[own])
+        out[own] = member_outputs(inputs, tensors, spec, member=int(k))[0]
+    return out
