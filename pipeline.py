@@ -249,6 +249,20 @@ def score() -> None:
     out.print(f"eligibility of every user: {path}")
 
 
+@app.command()
+def explain(
+    user: Annotated[str, typer.Argument(help="User id.")],
+    hour: Annotated[int | None, typer.Option(min=0, max=23, help="Hour of the request, UTC.")] = None,
+    surface: Annotated[str | None, typer.Option(help="Surface of the request.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Why a user is eligible or not: what the service would answer now, and the features that moved the score."""
+    from bentos.explain import explain_user
+
+    told = explain_user(user, load_campaign(), hour=hour, surface=surface, now=_now())
+    _answer(as_json, told.as_dict(), told.text())
+
+
 # ------------------------------------------------------------------------------------------------------ monitoring
 
 

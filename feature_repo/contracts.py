@@ -28,18 +28,20 @@ from feature_repo.log_files import stamp_of
 __all__ = ["DECISIONS", "LOGS", "Column", "Contract", "Quarantined", "check_file", "ingest"]
 
 LAYERS = ("holdout", "exploration", "experiment", "policy")
-REASONS = (
-    "eligible",
-    "below_threshold",
-    "holdout",
-    "exploration",
-    "baseline_arm",
-    "unknown_user",
-    "stale_features",
-    "feature_store_error",
-    "model_unavailable",
-    "over_budget",
-)
+# every reason of a decision, and what it says
+MEANING = {
+    "eligible": "the score exceeds the threshold",
+    "below_threshold": "the score does not exceed the threshold",
+    "holdout": "in the persistent random control, never messaged whatever the score",
+    "exploration": "a random arm, whatever the score",
+    "baseline_arm": "in the control variant of a live experiment",
+    "unknown_user": "no features of this user in the online store",
+    "stale_features": "the newest features are older than their ttl",
+    "feature_store_error": "the feature store did not answer in time",
+    "model_unavailable": "no model could be asked",
+    "over_budget": "reserved: the budget is kept by the threshold",
+}
+REASONS = tuple(MEANING)
 
 _STRING = Column("string")
 _TIME = Column("timestamp")

@@ -206,3 +206,13 @@ def dense_inputs(columns: Mapping[str, np.ndarray], features: Sequence[Feature],
         if f.kind == "string"
     ]
     return np.ascontiguousarray(np.vstack(parts).T, dtype=np.float32)
+
+
+def dense_owner(features: Sequence[Feature], state: Tensors) -> np.ndarray:
+    """Which feature each dense input comes from; shape (n_dense,), index into `features`."""
+    missing = iter(state["encode.missing"][:, 0])
+    numbers = [np.full(2 + bool(next(missing)), i) for i, f in enumerate(features) if f.kind == "numeric"]
+    texts = [
+        np.full(state[f"encode.category.{f.name}"].shape[1], i) for i, f in enumerate(features) if f.kind == "string"
+    ]
+    return np.concatenate([*numbers, *texts])

@@ -19,6 +19,7 @@ import safetensors.numpy
 from campaign import DataError, ModelError
 from feature_repo.atomic import replacing
 from models import encode as enc
+from models.explain import background
 from models.forward import NumpyModel, member_outputs, shrink
 from models.linear import linear_members, linear_share, mixed
 from models.optimise import Progress, TrainingRows, optimise
@@ -98,6 +99,7 @@ def fit(
     rows = TrainingRows(inputs, labels.arm, outcome, labels.propensity, fold)
     tensors = start.tensors | units | optimise(rows, start.tensors, spec, progress)
     model, out_of_fold = finish(rows, labels.outcome, tensors, start.features, spec)
+    model = NumpyModel(model.spec, model.tensors | background(model, columns, spec.seed))
     return Fitted(model, dict(spec.features), out_of_fold, fold)
 
 
