@@ -24,13 +24,16 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from bentos.decision_log import count_reasons, read_decisions
+from bentos.explain import explain_logged, told
 from bentos.raw_log import SUFFIX
 from bentos.settings import now
 from bentos.worker import Worker
 from campaign import DataError, ModelError, data_dir
+from models.forward import NumpyModel
 from models.registry import model_path, read_pointer
 
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).resolve().parent / "templates"), autoescape=True)
+TEMPLATES.filters["told"] = told
 HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
@@ -72,6 +75,7 @@ async def _render(worker: Worker, user_id: str | None) -> Response:
 def page_facts(worker: Worker, user_id: str | None) -> dict[str, Any]:
     """Everything the page shows; what cannot be read shows its error in place of its value."""
     champion = worker.decider.champion
+    found = latest_decision(user_id) if user_id else None
     return {
         "now": f"{now():%Y-%m-%d %H:%M} UTC",
         "campaign": worker.decider.campaign.name,
@@ -82,7 +86,8 @@ def page_facts(worker: Worker, user_id: str | None) -> dict[str, Any]:
         "week": _or_error(_last_week),
         "today": _decided_today(worker.settings.log_dir),
         "user_id": user_id,
-        "found": latest_decision(user_id) if user_id else None,
+        "found": found,
+        "moved": _or_error(lambda: _moved(worker, found)) if found and found["score"] is not None else {},
     }
 
 
@@ -132,6 +137,14 @@ def latest_decision(user_id: str) -> dict[str, Any] | None:
     row = max(rows, key=lambda row: row["decided_at"])
     parsed = {name: json.loads(row[name]) if row[name] else {} for name in ("features", "uplift", "salts")}
     return {**row, **parsed}
+
+
+def _moved(worker: Worker, found: dict[str, Any]) -> dict[str, Any]:
+    """Which of the logged features moved the score: by the model that decided, also after it was replaced."""
+    bundle, tag = worker.decider.champion.serving.bundle, found["model_tag"]
+    model = bundle.model if bundle is not None and bundle.tag == tag else NumpyModel.load(model_path(tag))
+    features, baseline, arm = explain_logged(model, found["features"])
+    return {"features": features, "baseline": baseline, "arm": arm}
 
 
 def _rows(path: Path, user_id: str) -> list[dict[str, Any]]:

@@ -24,12 +24,13 @@ from feature_repo.store import FeatureSchema, feature_schema, open_store
 from models.choice import Choice, Guardrail, choose_policy
 from models.decision_log import Outcome, check_log, require_valid
 from models.evaluation import evaluate
+from models.explain import drivers, explain
 from models.forward import NumpyModel
 from models.frame import read_decisions, training_frame
 from models.policy import Policy, Threshold, response_baseline
 from models.predictions import policy_arm, prediction_columns, scores
 from models.registry import pack
-from models.spec import FitSpec
+from models.spec import FitSpec, columns_of
 from models.splits import split_of
 
 Progress = Callable[[int, int], None]
@@ -37,6 +38,7 @@ Progress = Callable[[int, int], None]
 Finish = Callable[[Path, NumpyModel, pd.DataFrame], None]
 SEND_NOTHING = sys.float_info.max  # threshold that no score exceeds; JSON has no infinity
 RESPONSE = "response model"
+EXPLAINED = 300  # users whose scores are explained for the report, about 10 ms each
 MIN_ROWS = 500  # of each split: below this no interval says anything
 
 
@@ -132,8 +134,18 @@ def fit_and_report(
     with replacing(report / "frame.parquet") as aside:
         predicted.to_parquet(aside, index=False)
     write_text(report / "values.csv", values.to_csv(index=False))
-    write_text(report / "report.html", training_report(campaign, tag, predicted, mu_hat, choice, values, checks))
+    told = score_drivers(fitted.model, frame, campaign.training.seed)
+    html = training_report(campaign, tag, predicted, mu_hat, choice, values, checks, told)
+    write_text(report / "report.html", html)
     return Challenger(tag, report, choice, values)
+
+
+def score_drivers(model: NumpyModel, frame: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """`models.explain.drivers` of up to EXPLAINED rows that were never trained on."""
+    held_out = frame[frame["split"] == "evaluate"]
+    rows = held_out.sample(min(EXPLAINED, len(held_out)), random_state=seed)
+    columns = columns_of(rows, {feature.name: feature.kind for feature in model.spec.features})
+    return drivers(explain(model, columns), columns)
 
 
 def randomisation_checks(campaign: Campaign, frame: pd.DataFrame, schema: FeatureSchema) -> pd.DataFrame:

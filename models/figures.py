@@ -91,6 +91,36 @@ def segments_figure(rows: pd.DataFrame) -> str:
     return figure_html(figure, "segments")
 
 
+def drivers_figure(rows: pd.DataFrame) -> str:
+    """Mean contribution of each feature by group of users; `rows` of `models.explain.drivers`, few features."""
+    import plotly.graph_objects as go
+
+    names = rows["feature"].drop_duplicates().tolist()[::-1]
+    looks = {"low": (BLUE, "circle-open"), "middle": (GREY, "line-ns-open"), "high": (VERMILION, "diamond")}
+    figure = go.Figure()
+    for group, part in [
+        *rows[rows["group"].isin(looks)].groupby("group"),
+        ("category", rows[~rows["group"].isin(looks)]),
+    ]:
+        colour, symbol = looks.get(str(group), (GREEN, "square"))
+        figure.add_scatter(
+            x=part["contribution"],
+            y=part["feature"],
+            mode="markers",
+            name={"low": "lowest third", "middle": "middle", "high": "highest third"}.get(str(group), "a category"),
+            marker={"color": colour, "symbol": symbol, "size": 10, "line": {"width": 2, "color": colour}},
+            text=part["value"] + ": " + part["users"].astype(str) + " users",
+            hovertemplate="%{text}, %{x:+.4f} EUR<extra></extra>",
+        )
+    figure.add_vline(x=0, line_color=GREY, line_width=1)
+    figure.update_layout(
+        xaxis_title="contribution to the score, EUR per user",
+        yaxis={"categoryorder": "array", "categoryarray": names},
+        height=140 + 30 * len(names),
+    )
+    return figure_html(figure, "drivers")
+
+
 def _bars(rows: pd.DataFrame) -> dict[str, Any]:
     up, down = rows["ci_upper"] - rows["value"], rows["value"] - rows["ci_lower"]
     return {"type": "data", "symmetric": False, "array": up, "arrayminus": down}

@@ -11,7 +11,7 @@ from campaign import Campaign
 from models.choice import Choice
 from models.curves import calibration, gain_curve, heterogeneity, rate
 from models.estimators import effect_scores
-from models.figures import POLICY_NAMES, calibration_figure, gain_figure, segments_figure, values_figure
+from models.figures import POLICY_NAMES, calibration_figure, drivers_figure, gain_figure, segments_figure, values_figure
 from models.page import Section, render_page, table_html
 
 
@@ -23,6 +23,7 @@ def training_report(
     choice: Choice,
     values: pd.DataFrame,
     checks: pd.DataFrame,
+    drivers: pd.DataFrame,
 ) -> str:
     """HTML of the report.
 
@@ -34,6 +35,7 @@ def training_report(
         choice: the chosen threshold and its constraints.
         values: `evaluate` on the `evaluate` users.
         checks: `models.decision_log.check_log` on the frame.
+        drivers: `models.explain.drivers` of users of the `evaluate` split.
     """
     rows = (frame["split"] == "evaluate").to_numpy()
     held_out = frame[rows].reset_index(drop=True)
@@ -52,6 +54,7 @@ def training_report(
             _calibration_section(held_out, effect),
             _outcomes_section(values),
             _segment_section(values),
+            _drivers_section(drivers),
             _tree_section(held_out, campaign),
             _guardrail_section(choice),
             _checks_section(checks),
@@ -155,6 +158,35 @@ def _segment_section(values: pd.DataFrame) -> Section:
         & values["policy"].isin(["send_all", "uplift policy"])
     ]
     return Section("Who is helped, who is harmed: by segment", plots=[segments_figure(rows)] if len(rows) else [])
+
+
+def _drivers_section(drivers: pd.DataFrame) -> Section:
+    """Which features drive the score, with direction."""
+    shown = drivers[drivers["feature"].isin(drivers["feature"].drop_duplicates().head(12))]
+    ends = shown.sort_values("contribution").groupby("feature", sort=False)
+    told = ends["value"].agg(["last", "first"]) + ends["contribution"].agg(["last", "first"]).map(" ({:+.3f})".format)
+    size = shown.groupby("feature", sort=False)["size"].first()
+    table = pd.DataFrame(
+        {"feature": size.index, "moves the score by": size.to_numpy()}
+        | {"raised most where": told["last"].reindex(size.index).to_numpy()}
+        | {"lowered most where": told["first"].reindex(size.index).to_numpy()}
+    )
+    users = int(drivers[drivers["feature"] == drivers["feature"].iloc[0]]["users"].sum())
+    return Section(
+        "Which features drive the score",
+        text="By how much each feature moves a user's score away from that of the average training user, and which "
+        "way: a feature whose highest third lies to the right raises the score where it is high.",
+        plots=[drivers_figure(shown)],
+        tables=[
+            table_html(
+                table,
+                f"EUR per user; mean absolute contribution, over {users} users never trained on.",
+                {"moves the score by": "{:.3f}"},
+            )
+        ],
+        note="Contributions add up to the score (integrated gradients against 64 training users; rules by Shapley "
+        "values). They say what the network uses, not what would happen if a feature were changed.",
+    )
 
 
 def _tree_section(frame: pd.DataFrame, campaign: Campaign) -> Section:

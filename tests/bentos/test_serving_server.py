@@ -219,8 +219,36 @@ def test_server_ops_page_looks_a_user_up(server, expected):
     page = httpx.post(f"{server}/ops/", data={"user_id": user}).text
     assert "uplift" in page
     assert "minutes_28d" in page
+    assert "moved the score" in page
     assert "No decision" in httpx.post(f"{server}/ops/", data={"user_id": "<b>nobody</b>"}).text
     assert "<b>nobody" not in httpx.post(f"{server}/ops/", data={"user_id": "<b>nobody</b>"}).text
+
+
+def test_explain_says_what_the_service_answers(server, world, expected):
+    """`tactful explain` by the same model, features and layers; its contributions lead from the baseline to the score."""
+    users = [str(user) for user in expected["users"][100:104]]
+    answers = ask(server, users).json()["decisions"]
+    for answer in [*answers, {"user_id": "nobody", "reason": "unknown_user", "eligible": False, "score": None}]:
+        words = ["explain", answer["user_id"], "--hour", "20", "--surface", "home", "--json"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pipeline", *words],
+            env=world_env(world),
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert (told["eligible"], told["reason"]) == (answer["eligible"], answer["reason"])
+        if answer["score"] is None:
+            assert told["score"] is None
+            assert told["features"] == []
+            continue
+        assert told["score"] == pytest.approx(answer["score"], abs=1e-6)
+        total = told["baseline"] + sum(f["contribution"] for f in told["features"])
+        assert total == pytest.approx(
+            told["score"], abs=0.01 * min(abs(told["score"]), abs(told["score"] - told["baseline"]))
+        )
 
 
 def test_server_killed_under_load_has_logged_every_answer(world, expected):
