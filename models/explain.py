@@ -32,6 +32,7 @@ BACKGROUND = 64
 SAMPLE = 4096  # training rows that the background is taken from
 STEPS, MAX_STEPS = 8, 256
 TOLERANCE = 0.005  # of the score, and of its distance from the baseline
+ROUNDING = 1e-6  # of score and baseline: where a message's scores hardly differ, float32 sums do not either
 
 
 @dataclass(frozen=True)
@@ -178,10 +179,11 @@ class _Background:
         """
         score = float(self._score(self._logits(dense[None], rules[None]))[0])
         share, goal = self._shares(self._conditions(code[None])), score - self.baseline
+        limit = TOLERANCE * min(abs(score), abs(goal)) + ROUNDING * (abs(score) + abs(self.baseline))
         steps = STEPS
         while True:
             by_feature = self._integrated(dense, rules, share, steps)
-            if abs(goal - by_feature.sum()) <= TOLERANCE * min(abs(score), abs(goal)) or steps >= MAX_STEPS:
+            if abs(goal - by_feature.sum()) <= limit or steps >= MAX_STEPS:
                 return by_feature
             steps *= 2
 

@@ -98,16 +98,14 @@ def drivers_figure(rows: pd.DataFrame) -> str:
     names = rows["feature"].drop_duplicates().tolist()[::-1]
     looks = {"low": (BLUE, "circle-open"), "middle": (GREY, "line-ns-open"), "high": (VERMILION, "diamond")}
     figure = go.Figure()
-    for group, part in [
-        *rows[rows["group"].isin(looks)].groupby("group"),
-        ("category", rows[~rows["group"].isin(looks)]),
-    ]:
-        colour, symbol = looks.get(str(group), (GREEN, "square"))
+    by_look = rows.assign(look=rows["group"].where(rows["group"].isin(looks), "a category"))
+    for look, part in by_look.groupby("look", sort=False):
+        colour, symbol = looks.get(str(look), (GREEN, "square"))
         figure.add_scatter(
             x=part["contribution"],
             y=part["feature"],
             mode="markers",
-            name={"low": "lowest third", "middle": "middle", "high": "highest third"}.get(str(group), "a category"),
+            name={"low": "lowest third", "middle": "middle", "high": "highest third"}.get(str(look), str(look)),
             marker={"color": colour, "symbol": symbol, "size": 10, "line": {"width": 2, "color": colour}},
             text=part["value"] + ": " + part["users"].astype(str) + " users",
             hovertemplate="%{text}, %{x:+.4f} EUR<extra></extra>",

@@ -30,7 +30,7 @@ def fit_world(kind, n, seed, members=3, messages=1, **more):
 @pytest.fixture(scope="module")
 def steps():
     """A model with strings, missing values and interactions."""
-    return fit_world("steps", 4000, 3, messages=2, rules=20, epochs=3)
+    return fit_world("steps", 6000, 3, messages=2, rules=40, epochs=4)
 
 
 def score_of(model, columns, arm):
@@ -143,6 +143,14 @@ def test_explain_splits_a_rule_by_shapley_values(steps):
                     expected[feature] += (float(after) - float(before)) / len(orders) / len(others)
                     before = after
         assert np.allclose(explained.contributions[row], size * expected, atol=1e-6)
+
+
+def test_explain_a_message_whose_score_is_the_same_for_all_moves_nothing(steps):
+    model, _, test = steps
+    flat = replace(model, tensors=model.tensors | {"shrink.factor": np.array([0.0, 1.0])})
+    explained = explain(flat, test, np.full(60, 1))
+    assert np.abs(explained.contributions).max() < 1e-12
+    assert np.abs(explained.residual).max() < 1e-12
 
 
 def test_explain_gives_nothing_to_a_feature_without_any_weight(steps):
