@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -142,6 +143,7 @@ def explain_logged(
 
 def _serving(campaign: Campaign) -> Serving:
     """What a worker of the service would serve with at this moment."""
+    logging.getLogger("tactful").addHandler(logging.NullHandler())  # what fails is raised here, not logged as well
     worker = Worker()
     worker.settings = Settings.from_environ()
     champion = Champion(campaign, worker.open_reader)
