@@ -55,10 +55,10 @@ def free_port() -> int:
 
 
 def prepare(folder: Path) -> None:
-    """The world of the service's tests, built once per folder."""
+    """The world of the service's tests with models of full size, built once per folder."""
     if not (folder / "models.json").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _world(folder)
+        _world(folder, "2000", "full")
 
 
 def _world(folder: Path, *arguments: str) -> None:
@@ -106,9 +106,11 @@ def _command(name: str, port: int) -> list[str]:
 
 
 def cpu_seconds(process: psutil.Process) -> float:
-    """User and system time of a process and its children so far."""
-    times = [p.cpu_times() for p in (process, *process.children(recursive=True))]
-    return sum(t.user + t.system for t in times)
+    """Time on a processor of all threads of a process and its children so far; the system counts it in nanoseconds."""
+    threads = [
+        task for p in (process, *process.children(recursive=True)) for task in Path(f"/proc/{p.pid}/task").iterdir()
+    ]
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in threads) / 1e9
 
 
 async def fire(port: int, bodies: list[bytes], clients: int) -> list[float]:
@@ -177,28 +179,48 @@ def _table(cpu: dict[tuple[str, int], list[float]], latency: dict[tuple[str, int
 
 
 def soak(folder: Path, seconds: float) -> str:
-    """Our server at half of its capacity: errors, and the slope of its memory."""
+    """Our server at half of its capacity, its model swapped every minute: errors, and the slope of its memory."""
     users = [str(u) for u in np.load(folder / "expected.npz")["users"]]
+    tags = json.loads((folder / "models.json").read_text())
     with ExitStack() as stack:
         process, port = start_all(folder, ["ours-redis"], stack)["ours-redis"]
-        started = time.perf_counter()
-        asyncio.run(fire(port, bodies(users, 1, 2000), 8))
-        each = (time.perf_counter() - started) / 2000
-        ends, count, points = time.perf_counter() + seconds, 0, []
-        while time.perf_counter() < ends:
-            started = time.perf_counter()
-            asyncio.run(fire(port, bodies(users, 1, 400), 8))
+        worker = max(process.children(recursive=True), key=lambda p: p.memory_info().rss)
+        started, before = time.perf_counter(), cpu_seconds(process)
+        asyncio.run(fire(port, bodies(users, 1, 4000), 8))
+        each, cpu = (time.perf_counter() - started) / 4000, (cpu_seconds(process) - before) / 4000
+        begin, count, points = time.perf_counter(), 0, []
+        while (now := time.perf_counter()) < begin + seconds:
+            minute = int((now - begin) / 60)
+            point_at(folder, tags[minute % 2])
+            asyncio.run(fire(port, bodies(users, 1 + 19 * (count % 4000 == 0), 400), 8))
             count += 400
-            worker = max(process.children(recursive=True), key=lambda p: p.memory_info().rss)
-            points.append((time.perf_counter(), worker.memory_info().rss / 2**20))
-            time.sleep(max(0.0, 2 * 400 * each - (time.perf_counter() - started)))
+            points.append((now - begin, worker.memory_info().rss / 2**20))
+            forget_logs(folder)
+            time.sleep(max(0.0, now + 2 * 400 * each - time.perf_counter()))
     at, mb = np.array(points).T
-    late = at > at[0] + (at[-1] - at[0]) / 5  # after the first fifth: caches are filled by then
-    slope = np.polyfit(at[late], mb[late], 1)[0] * 3600
+    late = at > seconds / 5  # caches are filled by then
+    (slope, _), covariance = np.polyfit(at[late] / 3600, mb[late], 1, cov=True)
     return (
-        f"\nSoak: {count:,} requests in {seconds / 60:.0f} minutes at half of capacity, no error; memory "
-        f"{mb[late][0]:.0f} MB after a fifth of it, {mb[-1]:.0f} MB at the end, slope {slope:+.1f} MB an hour."
+        f"\n{count:,} requests in {seconds / 60:.0f} minutes: half of the {1 / each:.0f} a second that 8 clients got "
+        f"before ({cpu * 1000:.2f} ms of CPU each). {minute} model swaps. No error. Memory of the worker: "
+        f"{mb[0]:.0f} MB at the start, {mb[late][0]:.0f} MB after a fifth, {mb[-1]:.0f} MB at the end; then slope "
+        f"{slope:+.1f} MB an hour (SE {covariance[0, 0] ** 0.5:.1f})."
     )
+
+
+def point_at(folder: Path, tag: str) -> None:
+    """Make a model the champion, as `tactful promote` does it."""
+    pointer = folder / "data" / "registry" / "champion.json"
+    value = json.loads(pointer.read_text())
+    if value["champion"] != tag:
+        write_text(pointer, json.dumps({**value, "champion": tag}))
+
+
+def forget_logs(folder: Path) -> None:
+    """Remove all files of the decision log but the newest: half an hour would fill the disk."""
+    files = sorted((folder / "data" / "decision_log").glob("*.log"), key=lambda path: path.stat().st_mtime)
+    for path in files[:-1]:
+        path.unlink()
 
 
 def write_section(name: str, text: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -61,8 +62,14 @@ def propensities(policy_arm: np.ndarray, assignment: Assignment, n_arms: int) ->
         assignment: shares h (holdout) and e (exploration) of all users.
         n_arms: number of arms, control included.
     """
-    h, e = assignment.holdout_share, assignment.exploration_share
-    shares = np.full((len(policy_arm), n_arms), e / n_arms)
+    shares: np.ndarray = _shares(assignment.holdout_share, assignment.exploration_share, n_arms)[policy_arm]
+    return shares
+
+
+@lru_cache
+def _shares(h: float, e: float, n_arms: int) -> np.ndarray:
+    """Row: the policy's arm; column: the arm taken."""
+    shares = np.full((n_arms, n_arms), e / n_arms)
     shares[:, 0] += h
-    shares[np.arange(len(policy_arm)), policy_arm] += 1 - h - e
+    shares[np.arange(n_arms), np.arange(n_arms)] += 1 - h - e
     return shares

@@ -183,15 +183,17 @@ def decide(user_ids: Sequence[str], rows: Rows, bundle: Bundle, assignment: Assi
     A user whose features cannot be used gets control for certain (propensity 1), whatever the layer: such rows say
     nothing about arms and are left out of training by their reason.
     """
-    n, n_arms, n_outcomes = len(user_ids), len(bundle.model.spec.arms), len(bundle.model.spec.outcomes)
-    status = rows.status.copy()
-    usable = np.flatnonzero(status == OK)
-    uplift = np.full((n, n_arms - 1, n_outcomes), np.nan)
-    if len(usable):
-        mu_hat = bundle.mu_hat(rows if len(usable) == n else _take(rows, usable))
-        uplift[usable] = mu_hat[:, 1:] - mu_hat[:, :1]
-    status[usable[~np.isfinite(uplift[usable]).all(axis=(1, 2))]] = CODE["model_unavailable"]
-    scores = uplift @ bundle.model.spec.weights - np.array(bundle.model.spec.costs)[1:]
+    spec, usable = bundle.model.spec, rows.status == OK
+    if usable.all():
+        mu_hat = bundle.mu_hat(rows)
+    else:
+        mu_hat = np.full((len(user_ids), len(spec.arms), len(spec.outcomes)), np.nan)
+        if usable.any():
+            mu_hat[usable] = bundle.mu_hat(_take(rows, usable))
+    uplift = mu_hat[:, 1:] - mu_hat[:, :1]
+    finite = np.isfinite(uplift).reshape(len(uplift), -1).all(axis=1)
+    status = np.where(finite | ~usable, rows.status, CODE["model_unavailable"])
+    scores = uplift @ spec.weights - np.array(spec.costs)[1:]
     return _assign(user_ids, status, uplift, scores, bundle.threshold, assignment, day)
 
 
@@ -212,32 +214,36 @@ def _assign(
     assignment: Assignment,
     day: date,
 ) -> Decisions:
-    n_arms = scores.shape[1] + 1
-    usable = status == OK
-    uplift, scores = np.where(usable[:, None, None], uplift, np.nan), np.where(usable[:, None], scores, -np.inf)
-    best, score = scores.argmax(axis=1), scores.max(axis=1)
-    above = usable & (score > threshold)
-    policy_arm = np.where(above, best + 1, 0)
+    n_arms, usable = scores.shape[1] + 1, status == OK
+    if not usable.all():
+        uplift, scores = np.where(usable[:, None, None], uplift, np.nan), np.where(usable[:, None], scores, -np.inf)
+    score = scores.max(axis=1)
+    above = score > threshold
+    policy_arm = (scores.argmax(axis=1) + 1) * above
     layer = assign.layers(user_ids, assignment, day)
+    arm = policy_arm * (layer != assign.HOLDOUT)
     explored = layer == assign.EXPLORATION
-    arm = np.where(layer == assign.HOLDOUT, 0, policy_arm)
-    reason = np.where(above, CODE["eligible"], CODE["below_threshold"])
-    reason[layer == assign.HOLDOUT] = CODE["holdout"]
-    reason[explored] = CODE["exploration"]
     if explored.any():
-        arm[explored] = assign.exploration_arms(
-            [user_ids[i] for i in np.flatnonzero(explored).tolist()], assignment, n_arms, day
-        )
+        who = np.flatnonzero(explored)
+        arm[who] = assign.exploration_arms([user_ids[i] for i in who.tolist()], assignment, n_arms, day)
+    reason = _REASON[layer, above.view(np.int8)]
     chance = assign.propensities(policy_arm, assignment, n_arms)
-    certain = np.eye(1, n_arms)
-    return Decisions(
-        layer,
-        np.where(usable, arm, 0),
-        np.where(usable, reason, status),
-        uplift,
-        np.where(usable, score, np.nan),
-        np.where(usable[:, None], chance, certain),
-    )
+    if usable.all():
+        return Decisions(layer, arm, reason, uplift, score, chance)
+    certain = np.where(usable[:, None], chance, np.eye(1, n_arms))
+    score, reason = np.where(usable, score, np.nan), np.where(usable, reason, status)
+    return Decisions(layer, arm * usable, reason, uplift, score, certain)
+
+
+# by layer, and whether the score is above the threshold; an experiment is applied to the policy's answer afterwards
+_REASON = np.array(
+    [
+        [CODE["holdout"]] * 2,
+        [CODE["exploration"]] * 2,
+        [CODE["below_threshold"], CODE["eligible"]],
+        [CODE["below_threshold"], CODE["eligible"]],
+    ]
+)
 
 
 def _take(rows: Rows, which: np.ndarray) -> Rows:

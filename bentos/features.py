@@ -109,7 +109,10 @@ class Reader(Protocol):
     """Reads the features of a model for a batch of requests."""
 
     async def read(self, asks: Sequence[Ask], now: datetime) -> Rows:
-        """Features of all users of the batch, in order (StoreError, OSError: the store does not answer)."""
+        """Features of all users of the batch, in order.
+
+        Raises: StoreError, OSError: the store does not answer. TimeoutError (an OSError): not within the time limit.
+        """
 
     def close(self) -> None:
         """Let go of connections and threads."""
@@ -119,15 +122,21 @@ class FeastReader:
     """Reads through Feast's public call, in a thread; works with every online store Feast has."""
 
     def __init__(
-        self, store: FeatureStore, schema: FeatureSchema, numeric: Sequence[str], strings: Sequence[str]
+        self,
+        store: FeatureStore,
+        schema: FeatureSchema,
+        numeric: Sequence[str],
+        strings: Sequence[str],
+        seconds: float = 1.0,
     ) -> None:
-        self.store, self.schema, self.numeric, self.strings = store, schema, numeric, strings
+        self.store, self.schema, self.numeric, self.strings, self.seconds = store, schema, numeric, strings, seconds
         # one thread: Feast's stores and their connections are not made for two at once
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="features")
 
     async def read(self, asks: Sequence[Ask], now: datetime) -> Rows:
         """One Feast call for each distinct context of the batch."""
-        return await asyncio.get_running_loop().run_in_executor(self.thread, self.read_now, asks, now)
+        async with asyncio.timeout(self.seconds):
+            return await asyncio.get_running_loop().run_in_executor(self.thread, self.read_now, asks, now)
 
     def read_now(self, asks: Sequence[Ask], now: datetime) -> Rows:
         """As `read`, in the calling thread."""

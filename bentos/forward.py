@@ -10,6 +10,7 @@ import numpy as np
 
 from models.encode import BINS, code_counts
 from models.forward import NumpyModel, shrink, to_units
+from models.spec import Feature
 
 SMALL = 64
 
@@ -22,42 +23,59 @@ class SmallBatch:
         self.model = model
         self.shape = (spec.members, len(spec.arms), len(spec.outcomes))
         self._lay_out_columns()
-        self.knots, self.levels, self.cuts = t["encode.knots"], t["encode.levels"], t["encode.cuts"]
-        rise, run = np.diff(self.levels), np.diff(self.knots)
-        self.slopes = np.divide(rise, run, out=np.zeros_like(rise), where=run > 0)
-        self.mean, self.scale = t["encode.mean"], t["encode.scale"]
-        self.row = np.arange(len(self.mean))
-        self.skip = _side_by_side(t["skip.weight"])
+        self._lay_out_search()
+        wide = _side_by_side(t["trunk.0.weight"])
+        self.hidden = wide.shape[1]
+        self.first = np.ascontiguousarray(np.hstack([wide, _side_by_side(t["skip.weight"])]))
+        self.trunk_bias = t["trunk.0.bias"].reshape(-1)
         self.rules = _side_by_side(t["rules.weight"])
         self.rule_count = int(t["rules.count"][0])
-        self.trunk = _side_by_side(t["trunk.0.weight"])
-        self.trunk_bias = t["trunk.0.bias"].reshape(-1)
         self.deep, self.deep_bias = t["trunk.1.weight"], _rows(t["trunk.1.bias"])
         self.head, self.head_bias = t["head.weight"], _rows(t["head.bias"])
 
     def _lay_out_columns(self) -> None:
-        """Where each feature's inputs stand in the dense matrix, and its codes among the rules' codes."""
+        """Where each numeric feature's inputs stand in the dense matrix, and its codes among the rules' codes."""
         spec, t = self.model.spec, self.model.tensors
         offsets = np.r_[0, np.cumsum(code_counts(spec.features))[:-1]]
-        kinds = np.array([f.kind == "numeric" for f in spec.features])
-        self.number_code, self.text_code = offsets[kinds], offsets[~kinds]
-        self.normal_at, self.score_at, self.missing = [], [], []
-        width = 0
-        for j, (share, scale) in enumerate(t["encode.missing"]):
-            self.normal_at.append(width)
-            self.score_at.append(width + 1)
-            width += 2
-            if share:
-                self.missing.append((j, width, share, scale))
-                width += 1
+        numbers = np.array([f.kind == "numeric" for f in spec.features], dtype=bool)
+        self.number_code = offsets[numbers]
+        missing = t["encode.missing"]
+        self.missing = np.flatnonzero(missing[:, 0])
+        self.share, self.share_scale = missing[self.missing].T
+        # each numeric feature: its normal, its score, and whether it is missing where training saw that
+        starts = 2 * np.arange(len(missing)) + np.cumsum(missing[:, 0] > 0) - (missing[:, 0] > 0)
+        self.number_at = np.concatenate([starts, starts + 1, starts[self.missing] + 2])
+        self._lay_out_texts([f for f in spec.features if f.kind == "string"], offsets[~numbers])
+
+    def _lay_out_texts(self, features: list[Feature], offsets: np.ndarray) -> None:
+        """One table for all strings: a row for each value's code, zero in the columns of the other features."""
+        tables = [self.model.tensors[f"encode.category.{f.name}"] for f in features]
+        rows = [0, *np.cumsum([len(table) for table in tables], dtype=np.int64).tolist()]
+        columns = [0, *np.cumsum([table.shape[1] for table in tables], dtype=np.int64).tolist()]
+        self.text_table = np.zeros((rows[-1], columns[-1]), dtype=np.float32)
         self.texts = []
-        for f in spec.features:
-            if f.kind == "string":
-                table = t[f"encode.category.{f.name}"]
-                codes = {value: i for i, value in enumerate(f.categories)}
-                self.texts.append((codes, len(f.categories), slice(width, width + table.shape[1]), table))
-                width += table.shape[1]
-        self.width = width
+        for f, table, row, column in zip(features, tables, rows, columns, strict=False):
+            self.text_table[row : row + len(table), column : column + table.shape[1]] = table
+            self.texts.append(({value: row + i for i, value in enumerate(f.categories)}, row + len(f.categories)))
+        self.text_shift = offsets - rows[:-1]
+
+    def _lay_out_search(self) -> None:
+        """One sorted array for the knots of all features, one for their cuts: a number is looked up behind its feature.
+
+        numpy orders complex numbers by their real part (here the feature), then by their imaginary part (the value).
+        """
+        t = self.model.tensors
+        knots, levels, cuts = t["encode.knots"], t["encode.levels"], t["encode.cuts"]
+        self.row = np.arange(len(knots))
+        self.knot_keys, self.cut_keys = _keys(knots), _keys(cuts)
+        self.first_knot = self.row * knots.shape[1]
+        self.last_knot = self.first_knot + knots.shape[1] - 2
+        self.low, self.high = knots[:, 0], knots[:, -1]
+        rise, run = np.diff(levels, append=levels[:, -1:]), np.diff(knots, append=knots[:, -1:])
+        self.slopes = np.divide(rise, run, out=np.zeros_like(rise), where=run > 0).reshape(-1)
+        self.knots, self.levels = knots.reshape(-1), levels.reshape(-1)
+        self.code_shift = self.number_code - self.row * cuts.shape[1]
+        self.mean, self.scale = t["encode.mean"], t["encode.scale"]
 
     def predict(self, numeric: np.ndarray, strings: np.ndarray) -> np.ndarray:
         """mu_hat, float64 (n, A, O).
@@ -68,40 +86,57 @@ class SmallBatch:
         """
         n, (members, n_arms, n_outcomes) = len(numeric), self.shape
         dense, rules = self._encode(numeric, strings)
-        hidden = np.maximum(dense @ self.trunk + self.trunk_bias, 0).reshape(n, members, -1).transpose(1, 0, 2)
-        hidden = np.maximum(hidden @ self.deep + self.deep_bias, 0)
-        skip = (dense @ self.skip + rules @ self.rules).reshape(n, members, -1).transpose(1, 0, 2)
-        logits = (hidden @ self.head + self.head_bias + skip).reshape(members, n, n_arms, n_outcomes)
-        units = to_units(logits, self.model.tensors, self.model.spec)
+        first = dense @ self.first
+        skip = first[:, self.hidden :] + rules @ self.rules
+        hidden = np.maximum(first[:, : self.hidden] + self.trunk_bias, 0)
+        hidden = np.maximum(_by_member(hidden, members) @ self.deep + self.deep_bias, 0)
+        logits = hidden @ self.head + self.head_bias + _by_member(skip, members)
+        units = to_units(logits.reshape(members, n, n_arms, n_outcomes), self.model.tensors, self.model.spec)
         return shrink(units.mean(axis=0), self.model.tensors, self.model.spec)
 
     def _encode(self, numeric: np.ndarray, strings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Dense inputs float32 (n, width) and rules float32 (n, n_rules), as models.encode has them."""
         unknown = np.isnan(numeric)
-        x = np.where(unknown, 0, numeric)
-        dense = np.empty((len(x), self.width), dtype=np.float32)
-        dense[:, self.normal_at] = np.where(unknown, 0, self._quantile_normal(x))
-        dense[:, self.score_at] = np.where(unknown, 0, np.clip((x - self.mean) * self.scale, -4, 4))
-        for j, at, share, scale in self.missing:
-            dense[:, at] = (unknown[:, j] - share) * scale
-        codes = np.where(unknown, BINS, (self.cuts < x[:, :, None]).sum(axis=2)) + self.number_code
-        texts = np.empty((len(x), len(self.texts)), dtype=np.int64)
-        for k, (index, other, columns, table) in enumerate(self.texts):
-            found = [index.get(value, other) for value in strings[:, k]]
-            dense[:, columns] = table[found]
-            texts[:, k] = found
-        allowed = self.model.tensors["rules.allowed"][np.concatenate([codes, texts + self.text_code], axis=1)]
-        bits = np.bitwise_and.reduce(allowed, axis=1)
+        known = ~unknown
+        x = np.where(unknown, 0.0, numeric)
+        keys = np.empty(x.shape, dtype=np.complex128)
+        keys.real, keys.imag = self.row, x
+        score = np.minimum(np.maximum((x - self.mean) * self.scale, -4), 4)
+        missing = (unknown[:, self.missing] - self.share) * self.share_scale
+        numbers = np.concatenate([self._normal(x, keys) * known, score * known, missing], axis=1)
+        dense = np.empty((len(x), numbers.shape[1] + self.text_table.shape[1]), dtype=np.float32)
+        dense[:, self.number_at] = numbers
+        codes = np.empty((len(x), len(self.row) + len(self.texts)), dtype=np.int64)
+        found = self.cut_keys.searchsorted(keys) + self.code_shift
+        codes[:, : len(self.row)] = np.where(unknown, self.number_code + BINS, found)
+        if self.texts:
+            text = np.array(
+                [[i.get(v, o) for v, (i, o) in zip(row, self.texts, strict=True)] for row in strings.tolist()]
+            )
+            dense[:, numbers.shape[1] :] = np.add.reduce(self.text_table[text], axis=1)
+            codes[:, len(self.row) :] = text + self.text_shift
+        bits = np.bitwise_and.reduce(self.model.tensors["rules.allowed"][codes], axis=1)
         return dense, np.unpackbits(bits, axis=1, count=self.rule_count).astype(np.float32)
 
-    def _quantile_normal(self, x: np.ndarray) -> np.ndarray:
+    def _normal(self, x: np.ndarray, keys: np.ndarray) -> np.ndarray:
         """np.interp of every feature at once; shape (n, F)."""
-        inside = np.clip(x, self.knots[:, 0], self.knots[:, -1])
-        left = np.clip((self.knots <= inside[:, :, None]).sum(axis=2) - 1, 0, self.knots.shape[1] - 2)
-        found: np.ndarray = self.levels[self.row, left] + self.slopes[self.row, left] * (
-            inside - self.knots[self.row, left]
-        )
+        left = self.knot_keys.searchsorted(keys, side="right") - 1
+        left = np.minimum(np.maximum(left, self.first_knot), self.last_knot)
+        inside = np.minimum(np.maximum(x, self.low), self.high)
+        found: np.ndarray = self.levels[left] + self.slopes[left] * (inside - self.knots[left])
         return found
+
+
+def _keys(table: np.ndarray) -> np.ndarray:
+    """(F, b), sorted in each row -> F * b sorted complex numbers."""
+    keys = np.empty(table.shape, dtype=np.complex128)
+    keys.real, keys.imag = np.arange(len(table))[:, None], table
+    return keys.reshape(-1)
+
+
+def _by_member(values: np.ndarray, members: int) -> np.ndarray:
+    """(n, K * b) -> (K, n, b)."""
+    return values.reshape(len(values), members, -1).transpose(1, 0, 2)
 
 
 def _side_by_side(weights: np.ndarray) -> np.ndarray:

@@ -19,14 +19,20 @@ _KNOWN = {"db", "username", "password", "ssl", "socket_timeout", "socket_connect
 
 
 class RedisWire:
-    """A connection opened when it is needed and thrown away when anything is odd about it; one request at a time."""
+    """A connection opened when it is needed and thrown away when anything is odd about it; one request at a time.
 
-    def __init__(self, host: str, port: int, options: dict[str, Any]) -> None:
-        self.host, self.port, self.options = host, port, options
+    Args:
+        host, port: where Redis listens.
+        options: the other settings of Feast's connection string.
+        seconds: how long a request may take, and how long connecting may.
+    """
+
+    def __init__(self, host: str, port: int, options: dict[str, Any], seconds: float) -> None:
+        self.host, self.port, self.options, self.seconds = host, port, options, seconds
         self._protocol: _Protocol | None = None
 
     @classmethod
-    def of(cls, connection_string: str) -> RedisWire | None:
+    def of(cls, connection_string: str, seconds: float) -> RedisWire | None:
         """A wire for Feast's connection string "host:port,key=value,..."; None where it says what is not known here."""
         parts = [part.strip() for part in connection_string.split(",")]
         nodes = [part for part in parts if "=" not in part]
@@ -34,16 +40,17 @@ class RedisWire:
         if len(nodes) != 1 or not set(options) <= _KNOWN:
             return None
         host, _, port = nodes[0].rpartition(":")
-        return cls(host, int(port), options)
+        return cls(host, int(port), options, seconds)
 
     async def ask(self, commands: bytes, count: int) -> list[Any]:
         """Send encoded commands, wait for their `count` replies.
 
-        Raises: StoreError: Redis refuses one of them. OSError: it cannot be reached.
+        Raises: StoreError: Redis refuses one of them. OSError: it cannot be reached. TimeoutError: not in time.
         """
         try:
             if self._protocol is None or not self._protocol.usable:
-                self._protocol = await self._connect()
+                async with asyncio.timeout(self.seconds):
+                    self._protocol = await self._connect()
             replies = await self._protocol.ask(commands, count)
         except BaseException:
             # late replies would be taken for those of the next request
@@ -61,7 +68,7 @@ class RedisWire:
     async def _connect(self) -> _Protocol:
         secure = ssl.create_default_context() if str(self.options.get("ssl", "")).lower() == "true" else None
         loop = asyncio.get_running_loop()
-        _, protocol = await loop.create_connection(_Protocol, self.host, self.port, ssl=secure)
+        _, protocol = await loop.create_connection(lambda: _Protocol(self.seconds), self.host, self.port, ssl=secure)
         greeting: list[Any] = []
         if "password" in self.options:
             user = [self.options["username"]] if "username" in self.options else []
@@ -82,7 +89,14 @@ class RedisWire:
 
 
 class _Protocol(asyncio.Protocol):
-    def __init__(self) -> None:
+    """Replies of one request after the other; a request that takes longer than `seconds` fails.
+
+    One timer watches over all requests, set again only when it goes off: one for each would cost more than a read.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds, self.deadline = seconds, 0.0
+        self.watch: asyncio.TimerHandle | None = None
         self.reader = hiredis.Reader()
         self.replies: list[Any] = []
         self.count = 0
@@ -98,10 +112,23 @@ class _Protocol(asyncio.Protocol):
             raise ConnectionError("Redis closed the connection")
         if count == 0:
             return []
+        loop = asyncio.get_running_loop()
         self.replies, self.count = [], count
-        self.done = asyncio.get_running_loop().create_future()
+        self.done, self.deadline = loop.create_future(), loop.time() + self.seconds
+        if self.watch is None:
+            self.watch = loop.call_at(self.deadline, self._look)
         self.transport.write(commands)
         return await self.done
+
+    def _look(self) -> None:
+        self.watch = None
+        if self.done is None or self.done.done():
+            return
+        loop = asyncio.get_running_loop()
+        if loop.time() >= self.deadline:
+            self.done.set_exception(TimeoutError(f"Redis did not answer within {self.seconds} s"))
+        else:
+            self.watch = loop.call_at(self.deadline, self._look)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]  # a stream's transport
@@ -119,6 +146,9 @@ class _Protocol(asyncio.Protocol):
             self.done.set_exception(ConnectionError("Redis closed the connection"))
 
     def drop(self) -> None:
+        if self.watch is not None:
+            self.watch.cancel()
+            self.watch = None
         if self.transport is not None:
             self.transport.abort()
 

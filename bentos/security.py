@@ -18,6 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 from pydantic_core import to_json
+from starlette.applications import Starlette
 
 from bentos import metrics
 from bentos.features import Busy
@@ -49,7 +50,11 @@ class Refused(Exception):
 
 
 class Gate:
-    """ASGI middleware, outermost among ours: what it refuses reaches no metric label, no queue and no handler."""
+    """ASGI middleware: what it refuses reaches no metric label, no queue and no handler.
+
+    BentoML puts middleware of ours inside its own (tracing, time limit: a task and a timer for every request). When the
+    server starts, a second gate is put around them all; the inner one stays and is what holds if that ever fails.
+    """
 
     def __init__(self, app: App, worker: Worker) -> None:
         self.app, self.worker = app, worker
@@ -58,6 +63,7 @@ class Gate:
         """Answer, refuse, or let through."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
+                self._surround(scope["app"])
                 await self.app(scope, receive, send)
             return
         try:
@@ -66,6 +72,10 @@ class Gate:
             body = {"error": refused.message} | ({"detail": refused.detail} if refused.detail else {})
             extra = [(b"www-authenticate", b'Basic realm="tactful", Bearer')] if refused.status == 401 else []
             await answer(send, refused.status, body, extra)
+
+    def _surround(self, app: Starlette) -> None:
+        if app.middleware_stack is not None and not isinstance(app.middleware_stack, Gate):
+            app.middleware_stack = Gate(app.middleware_stack, self.worker)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, headers = scope["path"], dict(scope["headers"])

@@ -100,8 +100,8 @@ class Decoder:
         self._texts: dict[bytes, str | None] = {}
         self._contexts: dict[tuple[int, str], tuple[list[Any], list[Any]]] = {}
         stored = {name for _, name in layout.stored}
-        self._request_numeric = [j for j, name in enumerate(layout.numeric) if name not in stored]
-        self._request_strings = [j for j, name in enumerate(layout.strings) if name not in stored]
+        self._request_numeric = np.array([j for j, name in enumerate(layout.numeric) if name not in stored], dtype=int)
+        self._request_strings = np.array([j for j, name in enumerate(layout.strings) if name not in stored], dtype=int)
 
     def rows(
         self,
@@ -128,14 +128,15 @@ class Decoder:
             strings[:, layout.string_at] = np.array([self._text(t) for t in texts], dtype=object).reshape(n, -1)
         self._fill_request(asks, numeric, strings)
         expired = stamps < now.timestamp() * 1e6 - layout.ttl
+        if not expired.any():
+            return Rows(numeric, strings, np.full(n, OK), stamps.min(axis=1))
         known = stamps.any(axis=1)
         status = np.where(known, np.where(expired.any(axis=1), CODE["stale_features"], OK), CODE["unknown_user"])
-        if expired.any():
-            for k, view in enumerate(layout.views):
-                of_numbers, of_texts = layout.columns_of(view)
-                rows = np.flatnonzero(expired[:, k])[:, None]
-                numeric[rows, of_numbers] = np.nan
-                strings[rows, of_texts] = None
+        for k, view in enumerate(layout.views):
+            of_numbers, of_texts = layout.columns_of(view)
+            rows = np.flatnonzero(expired[:, k])[:, None]
+            numeric[rows, of_numbers] = np.nan
+            strings[rows, of_texts] = None
         oldest = np.where(stamps > 0, stamps, np.iinfo(np.int64).max).min(axis=1)
         return Rows(numeric, strings, status, np.where(known, oldest, 0))
 
@@ -151,9 +152,9 @@ class Decoder:
                 texts = [found[self.layout.strings[j]] for j in self._request_strings]
                 self._contexts[key] = [np.nan if v is None else v for v in values], texts
             values, texts = self._contexts[key]
-            if values:
+            if len(values):
                 numeric[start:stop, self._request_numeric] = values
-            if texts:
+            if len(texts):
                 strings[start:stop, self._request_strings] = texts
             start = stop
 
@@ -206,7 +207,7 @@ class RedisReader:
         self._head = b"*%d\r\n$5\r\nHMGET\r\n" % (2 + len(fields))
         self._tail = b"".join(b"$%d\r\n%b\r\n" % (len(field), field) for field in fields)
         self._project = project.encode()
-        self._stamps: dict[bytes, int] = {}
+        self._stamps: dict[tuple[bytes | None, ...], list[int]] = {}
 
     async def read(self, asks: Sequence[Ask], now: datetime) -> Rows:
         """Features of all users of the batch, in order."""
@@ -219,25 +220,28 @@ class RedisReader:
         a, b = self.layout.n_numbers, len(self.layout.stored)
         numbers = [value for reply in replies for value in reply[:a]]
         texts = [value for reply in replies for value in reply[a:b]]
-        stamps = np.array([[self._stamp(s) for s in reply[b:]] for reply in replies], dtype=np.int64)
+        stamps = np.array([self._times(tuple(reply[b:])) for reply in replies], dtype=np.int64)
         return self.decoder.rows(asks, numbers, texts, stamps, now)
 
     def close(self) -> None:
         """Close the connection."""
         self.wire.close()
 
-    def _stamp(self, stored: bytes | None) -> int:
-        """Microseconds of a stored Timestamp, whole seconds as Feast answers them; 0 where there is none."""
-        if not stored:
-            return 0
+    def _times(self, stored: tuple[bytes | None, ...]) -> list[int]:
+        """Microseconds of a user's stored times: nearly all users were written at one time, which is remembered."""
         if stored not in self._stamps:
-            from google.protobuf.timestamp_pb2 import Timestamp
-
             _make_room(self._stamps)
-            value = Timestamp()
-            value.ParseFromString(stored)
-            self._stamps[stored] = value.seconds * 1_000_000
+            self._stamps[stored] = [_stamp(time) if time else 0 for time in stored]
         return self._stamps[stored]
+
+
+def _stamp(stored: bytes) -> int:
+    """Microseconds of a stored Timestamp, whole seconds as Feast answers them."""
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    value = Timestamp()
+    value.ParseFromString(stored)
+    return int(value.seconds * 1_000_000)
 
 
 class SqliteReader:
@@ -247,8 +251,9 @@ class SqliteReader:
     is being written, are read in a thread.
     """
 
-    def __init__(self, layout: Layout, path: str, project: str) -> None:
+    def __init__(self, layout: Layout, path: str, project: str, seconds: float) -> None:
         self.layout, self.path, self.project, self.decoder = layout, path, project, Decoder(layout)
+        self.seconds = seconds
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="features")
         self._connections: dict[float, tuple[sqlite3.Connection, int]] = {}
         n = layout.n_numbers
@@ -267,7 +272,8 @@ class SqliteReader:
         if found is None:
             loop = asyncio.get_running_loop()
             try:
-                found = await loop.run_in_executor(self.thread, self._query, distinct, LOCKED_SECONDS)
+                async with asyncio.timeout(self.seconds):
+                    found = await loop.run_in_executor(self.thread, self._query, distinct, LOCKED_SECONDS)
             except sqlite3.Error as error:
                 raise StoreError(f"online store {self.path} does not answer: {error}") from error
         return self._rows(asks, keys, found, now)
@@ -339,8 +345,18 @@ def _local_offset(seconds: int) -> int:
     return calendar.timegm(time.localtime(seconds)) - seconds
 
 
-def open_reader(store: FeatureStore, schema: FeatureSchema, numeric: Sequence[str], strings: Sequence[str]) -> Reader:
-    """The fastest reader that the store's settings allow; Feast's own call for everything unusual."""
+def open_reader(
+    store: FeatureStore, schema: FeatureSchema, numeric: Sequence[str], strings: Sequence[str], seconds: float = 1.0
+) -> Reader:
+    """The fastest reader that the store's settings allow; Feast's own call for everything unusual.
+
+    Args:
+        store: an applied feature store.
+        schema: of the model's feature service.
+        numeric: the model's numeric features, in its order.
+        strings: its string features, likewise.
+        seconds: time limit of a read.
+    """
     config, online = store.config, store.config.online_store
     plain = (
         config.entity_key_serialization_version == 3
@@ -351,13 +367,15 @@ def open_reader(store: FeatureStore, schema: FeatureSchema, numeric: Sequence[st
     )
     if plain and online.type == "sqlite":
         path = str((config.repo_path or Path()) / online.path)
-        return SqliteReader(Layout.of(schema, numeric, strings, _request_of(store, schema)), path, config.project)
+        return SqliteReader(
+            Layout.of(schema, numeric, strings, _request_of(store, schema)), path, config.project, seconds
+        )
     if plain and online.type == "redis" and online.redis_type == "redis" and online.client == "redis":
-        wire = RedisWire.of(online.connection_string)
+        wire = RedisWire.of(online.connection_string, seconds)
         if wire is not None:
             layout = Layout.of(schema, numeric, strings, _request_of(store, schema))
             return RedisReader(layout, wire, config.project)
-    return FeastReader(store, schema, numeric, strings)
+    return FeastReader(store, schema, numeric, strings, seconds)
 
 
 def _request_of(store: FeatureStore, schema: FeatureSchema) -> Request:

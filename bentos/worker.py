@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import time
 from typing import TYPE_CHECKING
@@ -50,6 +51,8 @@ class Worker:
         champion = Champion(campaign, self.open_reader)
         self.decider = Decider(campaign, self.settings, champion, log, now)
         await asyncio.to_thread(champion.follow, time.monotonic())
+        gc.collect()
+        gc.freeze()  # what was imported stays: the collector need not look through it while somebody waits
         self._following = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
@@ -94,7 +97,7 @@ class Worker:
                 f"{bundle.tag}: trained on service {bundle.feature_service!r} with schema {bundle.schema_hash}, "
                 f"the feature store has {schema.hash} (missing: {missing}); apply the service again, or retrain"
             )
-        return open_reader(self._store, schema, bundle.numeric, bundle.strings)
+        return open_reader(self._store, schema, bundle.numeric, bundle.strings, self.settings.feature_seconds)
 
     async def _answers(self) -> bool:
         """Whether the store answers about a user who does not exist; asked at most once a second."""

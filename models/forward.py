@@ -119,21 +119,23 @@ def _logits(dense: np.ndarray, rules: np.ndarray, tensors: Tensors, member: int)
 def to_units(logits: np.ndarray, tensors: Tensors, spec: ModelSpec) -> np.ndarray:
     """From the network's last layer to outcome units: a probability, or mean + scale * z."""
     units = np.asarray(logits, dtype=np.float64) * tensors["outcome.scale"] + tensors["outcome.mean"]
-    for j, outcome in enumerate(spec.outcomes):
-        if outcome.kind == "binary":
-            units[..., j] = expit(logits[..., j])
+    binary = _binary(spec)
+    units[..., binary] = expit(logits[..., binary])
     return units
 
 
 def shrink(mu_hat: np.ndarray, tensors: Tensors, spec: ModelSpec) -> np.ndarray:
     """Pull each arm's uplifts towards their mean by the share of their spread that is noise; control stays."""
     uplift, mean = mu_hat[..., 1:, :] - mu_hat[..., :1, :], tensors["shrink.mean"]
-    shrunk = mean + tensors["shrink.factor"][:, None] * (uplift - mean)
-    out = np.concatenate([mu_hat[..., :1, :], mu_hat[..., :1, :] + shrunk], axis=-2)
-    for j, outcome in enumerate(spec.outcomes):
-        if outcome.kind == "binary":
-            np.clip(out[..., j], 0, 1, out=out[..., j])
+    out = mu_hat.copy()
+    out[..., 1:, :] = mu_hat[..., :1, :] + (mean + tensors["shrink.factor"][:, None] * (uplift - mean))
+    binary = _binary(spec)
+    out[..., binary] = np.minimum(np.maximum(out[..., binary], 0), 1)
     return out
+
+
+def _binary(spec: ModelSpec) -> list[int]:
+    return [j for j, outcome in enumerate(spec.outcomes) if outcome.kind == "binary"]
 
 
 def _read(path: Path) -> bytes:

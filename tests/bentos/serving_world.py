@@ -29,7 +29,7 @@ def world_env(folder: Path, **more: str) -> dict[str, str]:
     }
 
 
-def build(folder: Path, users: int) -> None:
+def build(folder: Path, users: int, full: bool) -> None:
     from campaign import data_dir, load_campaign
     from feature_repo.snapshots import build_snapshots
     from simulator import simulate
@@ -40,7 +40,7 @@ def build(folder: Path, users: int) -> None:
     (folder / "repo" / "data").mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(__file__).parents[2] / "feature_repo" / "feature_store.yaml", folder / "repo")
     apply_and_materialize(folder / "repo", "feature_store.yaml")
-    pack_models(folder)
+    pack_models(folder, *((users, {}) if full else (400, {"members": 2, "rules": 20, "epochs": 4})))
 
 
 def add_redis(folder: Path, port: str) -> None:
@@ -63,8 +63,8 @@ def apply_and_materialize(repo: Path, name: str) -> None:
     materialize(store, END)
 
 
-def pack_models(folder: Path) -> None:
-    """Two models trained on random arms and outcomes that depend on features; tags in models.json."""
+def pack_models(folder: Path, n: int, size: dict[str, int]) -> None:
+    """Two models trained on random arms and outcomes of n users that depend on features; tags in models.json."""
     import numpy as np
     import pandas as pd
 
@@ -77,7 +77,7 @@ def pack_models(folder: Path) -> None:
 
     campaign, store = load_campaign(), open_store(folder / "repo")
     schema = feature_schema(store)
-    users = pd.read_parquet(folder / f"data/features/date={END}/snapshot.parquet")["user_id"][:400]
+    users = pd.read_parquet(folder / f"data/features/date={END}/snapshot.parquet")["user_id"][:n]
     rng = np.random.default_rng(0)
     entity = pd.DataFrame({"user_id": users, "event_timestamp": pd.Timestamp(END, tz="UTC")}).reset_index(drop=True)
     entity["hour"], entity["surface"] = rng.integers(0, 24, len(entity)), rng.choice(["home", "search"], len(entity))
@@ -89,16 +89,7 @@ def pack_models(folder: Path) -> None:
         frame[o.name] = (push + noise > 0).astype(float) if o.kind == "binary" else push + noise
     tags = []
     for seed in (1, 2):
-        spec = FitSpec(
-            schema.types,
-            campaign.arm_names,
-            campaign.outcome,
-            costs=campaign.costs,
-            seed=seed,
-            members=2,
-            rules=20,
-            epochs=4,
-        )
+        spec = FitSpec(schema.types, campaign.arm_names, campaign.outcome, costs=campaign.costs, seed=seed, **size)
         extra = {
             "campaign_hash": campaign.hash,
             "feature_service": schema.service,
@@ -139,4 +130,4 @@ if __name__ == "__main__":
     if sys.argv[2:3] == ["redis"]:
         add_redis(Path(sys.argv[1]), sys.argv[3])
     else:
-        build(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 600)
+        build(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 600, sys.argv[3:] == ["full"])

@@ -139,7 +139,7 @@ def test_reader_reads_values_of_other_types_as_feast_does(world, monkeypatch, tm
     ],
 )
 def test_wire_knows_which_connection_strings_it_can_serve(text, known):
-    assert (RedisWire.of(text) is not None) == known
+    assert (RedisWire.of(text, 1.0) is not None) == known
 
 
 @pytest.mark.redis
@@ -147,7 +147,7 @@ def test_wire_logs_in_and_selects(redis_world):
     async def ask(text, *command):
         import hiredis
 
-        wire = RedisWire.of(text)
+        wire = RedisWire.of(text, 1.0)
         try:
             return (await wire.ask(hiredis.pack_command(command), 1))[0]
         finally:
