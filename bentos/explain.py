@@ -89,7 +89,7 @@ def explain_user(
         rows = asyncio.run(reader.read([Ask("explain", [user_id], hour, surface)], now))
     finally:
         reader.close()
-    decided = decide([user_id], rows, bundle, campaign.assignment)
+    decided = decide([user_id], rows, bundle, campaign.assignment, now.date())
     if serving.live.experiments:
         decided = with_experiments([user_id], rows, bundle, campaign.assignment, decided, serving.live, now)
     spec, predicted = bundle.model.spec, bool(np.isfinite(decided.score[0]))
