@@ -4,10 +4,10 @@
 2. In that order, on the `select` users, each must pass every guardrail: the one-sided lower bound of its effect
    against send-none is >= -margin, overall and in every segment. The first that fails ends the sequence, so the chance
    that any certified candidate truly violates a guardrail is at most alpha.
-3. Of the certified candidates, the score's own cut (threshold 0, or the nearest to it in volume) is chosen, unless
-   another's weighted gain is higher by more than one standard error of their paired difference. The model that made
-   the score saw far more of each user than twenty noisy estimates do: the highest of those is mostly luck in small
-   logs, while a score whose cut is truly off is still overruled.
+3. Of the certified candidates, the score's own cut (threshold 0, or the nearest to it in volume; nobody, where no
+   score is above 0) is chosen, unless another's weighted gain is higher by more than one standard error of their
+   paired difference. The model that made the score saw far more of each user than twenty noisy estimates do: the
+   highest of those is mostly luck in small logs, while a score whose cut is truly off is still overruled.
 4. Its value is reported from the `evaluate` users, who took no part in choosing.
 
 Source: Angelopoulos et al. (2021), "Learn then Test", arXiv:2110.01052 (fixed-sequence testing);
@@ -25,7 +25,8 @@ import numpy as np
 import pandas as pd
 
 from campaign import DataError
-from models.decision_log import Outcome
+from models.columns import check_columns, check_names, read_arms
+from models.decision_log import Outcome, check_outcomes
 from models.evaluation import evaluate, evaluate_sample, prepare, segment_rows
 from models.intervals import normal_quantile
 from models.policy import Score, SendNone, Threshold, score_matrix
@@ -119,17 +120,27 @@ def choose_policy(
 
     Raises: DataError: what `evaluate` raises; no select or evaluate rows; a user in both; an unknown guardrail.
     """
+    check_outcomes(outcomes)
+    check_names(segments=segments, features=features)
+    check_columns(log, [arm, *([cluster] if cluster else [])])
     if split not in log:
         raise DataError(f"the log has no column {split!r}; add it with models.splits.split_of(user_ids, splits)")
-    unknown = [g.outcome for g in guardrails if g.outcome not in {o.name for o in outcomes}]
-    if unknown:
-        raise DataError(f"guardrail {unknown[0]!r} is not an outcome; outcomes are {[o.name for o in outcomes]}")
+    _check_options(guardrails, outcomes, max_message_share, shares, estimator, alpha)
     if cluster:
         check_disjoint(log[cluster].to_numpy(), log[split].to_numpy())
+    mu_hat = None if mu_hat is None else np.asarray(mu_hat, dtype=float)
+    for name, given in (("features", features if isinstance(features, pd.DataFrame) else None), ("mu_hat", mu_hat)):
+        if given is not None and len(given) != len(log):
+            raise DataError(f"{name} has {len(given)} rows, the log has {len(log)}; expected the same rows")
     n_arms = max(
-        int(log[arm].max()) + 1, 2, 0 if costs is None else len(costs), 0 if mu_hat is None else mu_hat.shape[1]
+        int(read_arms(log[arm], arm).max()) + 1,
+        2,
+        0 if costs is None else len(costs),
+        0 if mu_hat is None or mu_hat.ndim != 3 else mu_hat.shape[1],
     )
     named = scores if isinstance(scores, Mapping) else {"score": scores}
+    if not named:
+        raise DataError("scores is empty; expected a score, or several by name")
     matrices = {name: score_matrix(score, log, n_arms) for name, score in named.items()}
     columns: dict[str, Any] = {"arm": arm, "propensity": propensity, "cluster": cluster, "costs": costs}
 
@@ -144,17 +155,18 @@ def choose_policy(
         effects = _effects(policies, outcomes, segments, estimator, bound, inputs)
         sequences.append(_run_sequence(name, score.max(axis=1), thresholds, effects, guardrails, alpha / len(matrices)))
     candidates = pd.concat([tested for tested, _ in sequences], ignore_index=True)
-    own = _own_cut(candidates, {name: float((m[select].max(axis=1) > 0).mean()) for name, m in matrices.items()})
-    differences = pd.DataFrame(columns=["policy", "value", "se"])
-    if own is not None:
-        certified = candidates[candidates["status"] == "certified"]
+    own_shares = {name: float((m[select].max(axis=1) > 0).mean()) for name, m in matrices.items()}
+    own, certified = _own_cut(candidates, own_shares), candidates[candidates["status"] == "certified"]
+    nobody = own is not None and own_shares[candidates["score"][own]] == 0
+    differences = pd.DataFrame({"policy": certified.index, "value": certified["gain"], "se": certified["se"]})
+    if own is not None and not nobody:
         policies = {
             str(i): Threshold(matrices[score][select], cut)
             for i, score, cut in zip(certified.index, certified["score"], certified["threshold"], strict=True)
         }
         effects = _effects(policies, outcomes, (), estimator, alpha, inputs, baseline=str(own))
         differences = effects[(effects["outcome"] == "weighted") & effects["policy"].isin(list(policies))]
-    candidates, best = _choose(candidates, own, differences)
+    candidates, best = _choose(candidates, None if nobody else own, differences)
 
     evaluated, inputs = _rows_of(log, split, "evaluate", features, mu_hat)
     chosen: dict[str, Threshold | SendNone] = {"chosen": SendNone()}
@@ -167,11 +179,36 @@ def choose_policy(
         policy=policy,
         score="" if best is None else str(best["score"]),
         threshold=np.inf if best is None else float(best["threshold"]),
-        reason=_reason(candidates, own, best),
+        reason=_reason(candidates, own, nobody, best),
         candidates=candidates,
         table=pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True),
         value=evaluate(policies=chosen, outcomes=outcomes, segments=segments, **inputs, **columns),
     )
+
+
+def _check_options(
+    guardrails: Sequence[Guardrail],
+    outcomes: Sequence[Outcome],
+    max_message_share: float,
+    shares: Sequence[float],
+    estimator: str,
+    alpha: float,
+) -> None:
+    known = {o.name for o in outcomes}
+    for guardrail in guardrails:
+        if guardrail.outcome not in known:
+            raise DataError(f"guardrail {guardrail.outcome!r} is not an outcome; outcomes are {sorted(known)}")
+        for margin in (guardrail.margin, guardrail.margin_in("any segment")):
+            if not 0 <= margin < np.inf:
+                raise DataError(f"guardrail {guardrail.outcome!r}: margin == {margin:g}, must be a number >= 0")
+    if not 0 <= max_message_share <= 1:
+        raise DataError(f"max_message_share == {max_message_share:g}, must be in [0, 1]")
+    if not all(0 < share <= 1 for share in shares):
+        raise DataError(f"shares == {list(shares)}, must be in (0, 1]")
+    if estimator not in ("ips", "snips", "dr", "sndr"):
+        raise DataError(f"estimator == {estimator!r}, must be one with an interval: 'ips', 'snips', 'dr' or 'sndr'")
+    if not 0 < alpha < 0.5:
+        raise DataError(f"alpha == {alpha:g}, must be in (0, 0.5): it is one-sided")
 
 
 def _rows_of(
@@ -182,9 +219,9 @@ def _rows_of(
     mu_hat: np.ndarray | None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Mask of a part's rows, and the inputs of `evaluate` for them alone."""
-    mask = (log[split] == part).to_numpy()
+    mask = (log[split] == part).to_numpy(dtype=bool, na_value=False)
     if not mask.any():
-        raise DataError(f"no row has {split} == {part!r}; it has {sorted(log[split].unique().tolist())}")
+        raise DataError(f"no row has {split} == {part!r}; it has {log[split].unique().tolist()[:5]}")
     own = features[mask] if isinstance(features, pd.DataFrame) else features
     return mask, {"log": log[mask], "features": own, "mu_hat": None if mu_hat is None else mu_hat[mask]}
 
@@ -282,7 +319,7 @@ def _choose(
 
     Args:
         candidates: of `_run_sequence`.
-        own: row of the own cut, None when nothing is certified.
+        own: row of the own cut, None when that messages nobody or nothing is certified.
         differences: policy (row of a certified candidate, as text), value and se of its difference to the own cut.
     """
     rows = differences["policy"].astype(int)
@@ -291,11 +328,9 @@ def _choose(
     if own is not None:
         difference[own] = se[own] = 0.0
     candidates = candidates.assign(difference=difference, difference_se=se, chosen=False)
-    if own is None:
-        return candidates, None
     better = difference > se
     row = int(np.where(better, difference, -np.inf).argmax()) if better.any() else own
-    if not candidates["gain"].to_numpy()[row] > 0:
+    if row is None or not candidates["gain"].to_numpy()[row] > 0:
         return candidates, None
     candidates["chosen"] = np.arange(len(candidates)) == row
     return candidates, {str(name): value for name, value in candidates.iloc[row].items()}
@@ -319,22 +354,25 @@ def candidate_thresholds(score: np.ndarray, shares: Sequence[float], max_share: 
     )
 
 
-def _reason(candidates: pd.DataFrame, own: int | None, best: dict[str, Any] | None) -> str:
+def _reason(candidates: pd.DataFrame, own: int | None, nobody: bool, best: dict[str, Any] | None) -> str:
     if candidates.empty:
         return "nothing to certify: no threshold messages anybody within the budget; send no messages"
     if own is None:
         return "nothing certified: the smallest candidate already fails a guardrail (see the table); send no messages"
     start, certified = candidates.loc[own], int((candidates["status"] == "certified").sum())
     cut = "the score's own cut" if start["threshold"] == 0 else "the certified cut nearest to the score's own (0)"
+    if nobody:
+        cut = "the score's own cut (0), which messages nobody"
     if best is None:
         return (
             f"neither {cut} nor one that is better by more than one standard error ({certified} certified candidates) "
             "has a weighted gain above 0; send no messages"
         )
+    own_cut = cut if nobody else f"{cut}, score {start['score']!r} > {start['threshold']:.6g}"
     sentence = f"score {best['score']!r} > {best['threshold']:.6g} messages {best['share']:.0%} of users"
     if candidates.loc[own, "chosen"]:
         return f"{sentence}: {cut}; none of {certified} certified candidates is better by more than one standard error"
     return (
         f"{sentence} and gains {best['difference']:.4g} (standard error {best['difference_se']:.2g}) more per decision "
-        f"than {cut}, score {start['score']!r} > {start['threshold']:.6g}; the most of {certified} certified candidates"
+        f"than {own_cut}; the most of {certified} certified candidates"
     )

@@ -16,10 +16,12 @@ import pandas as pd
 from scipy.special import chdtrc, ndtr
 
 from campaign import DataError
+from models.columns import MOST, check_columns, is_number, read_arms, read_outcome, read_propensity
 from models.estimators import Sample
 from models.nuisance import design_matrix
 from models.splits import check_disjoint
 
+WEIGHTED = "weighted"
 FALSE_ALARM = 0.001  # of a joint check (sample ratio, balance), all its segments together
 MAX_Z = 3.0  # standard errors a share or mean weight may be off
 MIN_PROPENSITY = 0.01  # below it single rows carry more than 100 times their weight
@@ -62,15 +64,15 @@ def read_sample(
 
     Raises: DataError: anything that would make a value wrong, with column, rows and what to do.
     """
+    check_outcomes(outcomes)
     check_columns(log, [arm, propensity, *(o.name for o in outcomes), *([cluster] if cluster else [])])
-    if not outcomes or len({o.name for o in outcomes}) < len(outcomes):
-        raise DataError(f"outcomes {[o.name for o in outcomes]}: expected at least one, each name once")
     _check_duplicates(log, cluster)
-    arms = _read_arms(log[arm], arm)
-    n_arms = max(n_arms, int(arms.max()) + 1, 0 if mu_hat is None else mu_hat.shape[1])
+    arms = read_arms(log[arm], arm)
+    mu_hat = None if mu_hat is None else np.asarray(mu_hat, dtype=float)
+    n_arms = max(n_arms, int(arms.max()) + 1, mu_hat.shape[1] if mu_hat is not None and mu_hat.ndim == 3 else 0)
     y = np.empty((len(outcomes), len(log)))
     for k, outcome in enumerate(outcomes):
-        y[k] = _read_outcome(log[outcome.name], outcome)
+        y[k] = read_outcome(log[outcome.name], outcome.name, outcome.kind)
     shift = y.mean(axis=1)
     y -= shift[:, None]
     codes = _read_clusters(log, cluster)
@@ -81,32 +83,26 @@ def read_sample(
         propensity=read_propensity(log[propensity], propensity),
         outcome=y,
         shift=shift,
-        mu_hat=None if mu_hat is None else _read_predictions(mu_hat, (len(log), n_arms, len(outcomes))),
+        mu_hat=None if mu_hat is None else _check_predictions(mu_hat, (len(log), n_arms, len(outcomes))),
         cluster=codes,
         costs=_read_costs(costs, n_arms),
     )
 
 
-def read_propensity(column: pd.Series, name: str) -> np.ndarray:
-    """The logged propensities, in (0, 1); shape (n,) (DataError: one is not, with its rows)."""
-    p = column.to_numpy(dtype=float)
-    if not (p.min() > 0 and p.max() < 1):  # NaN fails it too
-        rows = np.flatnonzero(~((p > 0) & (p < 1)))
-        raise DataError(
-            f"{name} has {p[rows[0]]:g} in {len(rows)} rows (first rows {rows[:3].tolist()}); need 0 < {name} < 1. "
-            "A certain arm cannot be compared with another: leave such rows out, and log the probability over all "
-            "random layers, not within one"
-        )
-    return p
-
-
-def check_columns(log: pd.DataFrame, names: Sequence[str]) -> None:
-    """Raise DataError when the log is empty or lacks a column."""
-    if log.empty:
-        raise DataError("the log has no rows; expected one row per matured decision")
-    missing = [name for name in names if name not in log]
-    if missing:
-        raise DataError(f"the log has no column {missing[0]!r}; it has {list(log.columns)}")
+def check_outcomes(outcomes: Sequence[Outcome]) -> None:
+    """Raise DataError when an outcome is no Outcome, or its kind, weight or name cannot be used."""
+    if isinstance(outcomes, Outcome) or not all(isinstance(o, Outcome) for o in outcomes):
+        raise DataError(f"outcomes == {outcomes!r}, must be a list of models.Outcome(name, kind, weight)")
+    names = [o.name for o in outcomes]
+    if not names or len(set(names)) < len(names):
+        raise DataError(f"outcomes {names}: expected at least one, each name once")
+    for o in outcomes:
+        if o.name == WEIGHTED:
+            raise DataError(f"outcome name {WEIGHTED!r} is taken by the weighted sum; rename the column")
+        if o.kind not in ("binary", "continuous"):
+            raise DataError(f"outcome {o.name!r}: kind == {o.kind!r}, must be 'binary' or 'continuous'")
+        if not (is_number(o.weight) and abs(o.weight) < MOST):
+            raise DataError(f"outcome {o.name!r}: weight == {o.weight!r}, must be a finite number")
 
 
 def _check_duplicates(log: pd.DataFrame, cluster: str | None) -> None:
@@ -120,33 +116,6 @@ def _check_duplicates(log: pd.DataFrame, cluster: str | None) -> None:
             f"{int(twice.sum())} duplicated decisions (first: row {row}, {key[0]} {log[key[0]].iloc[row]!r}); "
             "expected one row per decision; drop the copies"
         )
-
-
-def _read_arms(column: pd.Series, name: str) -> np.ndarray:
-    values = column.to_numpy()
-    if values.dtype.kind not in "iub":
-        raise DataError(f"{name} has dtype {column.dtype}; expected integers, 0 = control (map the names to 0, 1, ...)")
-    arms = values.astype(np.intp, copy=False)
-    if arms.min() < 0:
-        row = int(np.argmax(arms < 0))
-        raise DataError(f"{name} has {arms[row]} in row {row}; expected 0 (control), 1, 2, ...")
-    return arms
-
-
-def _read_outcome(column: pd.Series, outcome: Outcome) -> np.ndarray:
-    y = column.to_numpy(dtype=float)
-    bad = ~np.isfinite(y)
-    if bad.any():
-        raise DataError(
-            f"outcome {outcome.name!r} is NaN or infinite in {int(bad.sum())} rows (first: row {int(bad.argmax())}); "
-            "evaluate matured decisions only"
-        )
-    if outcome.kind not in ("binary", "continuous"):
-        raise DataError(f"outcome {outcome.name!r}: kind == {outcome.kind!r}, must be 'binary' or 'continuous'")
-    if outcome.kind == "binary" and np.count_nonzero(y == 0) + np.count_nonzero(y == 1) < len(y):
-        row = int(np.argmax((y != 0) & (y != 1)))
-        raise DataError(f"outcome {outcome.name!r} is binary but has {y[row]:g} in row {row}; expected 0 or 1")
-    return y
 
 
 def _read_clusters(log: pd.DataFrame, cluster: str | None) -> np.ndarray | None:
@@ -167,12 +136,11 @@ def _is_unique(column: pd.Series) -> bool:
     return bool(column.is_unique)
 
 
-def _read_predictions(mu_hat: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
-    values = np.asarray(mu_hat, dtype=float)
+def _check_predictions(values: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     if values.shape != shape:
         raise DataError(f"mu_hat has shape {values.shape}; expected {shape}: log rows x arms x outcomes")
-    if not np.isfinite(values.sum()):
-        row = int(np.argmax(~np.isfinite(values).all(axis=(1, 2))))
+    if not (values.max() < MOST and values.min() > -MOST):  # NaN fails it too
+        row = int(np.argmin((np.abs(values) < MOST).all(axis=(1, 2))))
         raise DataError(f"mu_hat is NaN or infinite (first: row {row}); give every row, arm and outcome a prediction")
     return values
 
@@ -212,7 +180,7 @@ def check_log(
     Returns: columns check, status ("ok", "warn", "fail"), observed, expected, p_value, detail; one row per check.
     """
     check_columns(log, [arm, propensity, *segments, *([cluster] if cluster else [])])
-    arms, p = _read_arms(log[arm], arm), log[propensity].to_numpy(dtype=float)
+    arms, p = read_arms(log[arm], arm), log[propensity].to_numpy(dtype=float)
     rows = [_propensity_check(p), *_row_checks(log, as_of, matured_after_days)]
     if rows[0][1] == "fail":
         return pd.DataFrame(rows, columns=CHECK_COLUMNS)

@@ -11,13 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from campaign import DataError
 from models.cells import MAX_CELLS, Kinds, cell_sums
-from models.decision_log import Outcome, check_columns, read_sample
+from models.columns import check_columns, check_names, is_number
+from models.decision_log import WEIGHTED, Outcome, read_sample
 from models.estimators import ESTIMATORS, Columns, Moments, Sample, effect_scores, estimate, moments
 from models.intervals import Cells, carry_over, count_cells, mover, normal_quantile
 from models.nuisance import arm_means, cross_fit
@@ -88,6 +90,8 @@ def evaluate(
     Raises: DataError: see `models.decision_log.read_sample`; a policy of wrong shape or range; a policy that takes an
         arm the log never took.
     """
+    check_names(segments=segments, estimators=estimators, features=features, baselines=baselines)
+    estimators, baselines = tuple(dict.fromkeys(estimators)), tuple(dict.fromkeys(baselines))
     sample, targets = prepare(log, policies, outcomes, arm, propensity, cluster, estimators, features, mu_hat, costs)
     parts = segment_rows(log, segments, sample.cluster)
     return evaluate_sample(sample, targets, outcomes, parts, estimators, baselines, alpha)[COLUMNS]
@@ -132,8 +136,9 @@ def prepare(
     costs: Sequence[float] | None,
 ) -> tuple[Sample, list[Target]]:
     """Check everything, resolve the policies, and find predictions if an estimator needs them."""
-    arrays = [np.shape(p)[1] for p in policies.values() if not isinstance(p, Policy) and np.ndim(p) == 2]
-    n_arms = max([2, 0 if costs is None else len(costs), *arrays])
+    if not isinstance(policies, Mapping):
+        raise DataError(f"policies is a {type(policies).__name__}; expected a dict: name -> policy or array")
+    n_arms = max([2, 0 if costs is None else len(costs), *map(_width, policies.values())])
     sample = read_sample(
         log, outcomes, arm=arm, propensity=propensity, cluster=cluster, mu_hat=mu_hat, costs=costs, n_arms=n_arms
     )
@@ -153,6 +158,15 @@ def prepare(
         predicted = arm_means(sample) if features is None else cross_fit(features, sample, kinds)
         sample = Sample(**{**vars(sample), "mu_hat": predicted})
     return sample, targets
+
+
+def _width(policy: Any) -> int:
+    """Columns of a policy given as a table; 0 for any other."""
+    try:
+        shape = np.shape(policy)
+    except ValueError:  # rows of different lengths: `resolve` says so
+        return 0
+    return int(shape[1]) if len(shape) == 2 else 0
 
 
 def effect_table(
@@ -190,8 +204,8 @@ def _check_options(
     strange = [b for b in baselines if b not in names]
     if strange:
         raise DataError(f"baseline {strange[0]!r} is not a policy; policies are {names}")
-    if not 0 < alpha < 1:
-        raise DataError(f"alpha == {alpha:g}, must be in (0, 1)")
+    if not (is_number(alpha) and 0 < alpha < 1):
+        raise DataError(f"alpha == {alpha!r}, must be in (0, 1)")
 
 
 def _check_support(sample: Sample, targets: Sequence[Target]) -> None:
@@ -231,13 +245,22 @@ def segment_rows(
     order = None if cluster is None else np.argsort(cluster, kind="stable")
     parts: list[tuple[str, np.ndarray | None]] = [("", order)]
     check_columns(log, columns)
-    for column in columns:
-        code, values = pd.factorize(log[column], sort=True, use_na_sentinel=True)
+    for column in dict.fromkeys(columns):
+        try:
+            code, values = pd.factorize(log[column], sort=True, use_na_sentinel=True)
+        except TypeError:
+            raise DataError(
+                f"segment column {column!r} holds {log[column].iloc[0]!r}; expected single values"
+            ) from None
         code = code if order is None else code[order]
         for level in range(-1 if (code < 0).any() else 0, len(values)):
             rows = np.flatnonzero(code == level)
             label = "missing" if level < 0 else values[level]
             parts.append((f"{column}={label}", rows if order is None else order[rows]))
+    names = [name for name, _ in parts]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise DataError(f"two segments read {twice[0]!r} (missing values read 'missing'); rename the value of one")
     return parts
 
 
@@ -328,7 +351,7 @@ class _Part:
             se, none, status = np.full_like(se, np.nan), True, np.full_like(status, "diagnostic")
         lower, upper = np.where(none, np.nan, lower), np.where(none, np.nan, upper)
         n_eff = rows_behind / design
-        names = [*(o.name for o in self.outcomes), "weighted"]
+        names = [*(o.name for o in self.outcomes), WEIGHTED]
         head = [self.targets[p].name, "" if b is None else self.targets[b].name]
         numbers = zip(value, se, lower, upper, n_events, status, n_eff, strict=True)
         return [

@@ -116,12 +116,18 @@ class Cells:
     def share(self, outcome: int) -> np.ndarray:
         """Hajek mean of a 0/1 outcome in each cell; 1/2 where a cell has no rows; shape (kinds, n_arms)."""
         empty = self.n == 0
-        return np.where(empty, 0.5, self.v_events[outcome] / np.where(empty, 1, self.v))
+        share = np.where(empty, 0.5, self.v_events[outcome] / np.where(empty, 1, self.v))
+        return np.where(self._all_have(outcome), 1.0, share)
+
+    def _all_have(self, outcome: int) -> np.ndarray:
+        """Cells in whose every row the event is: rounding would leave them a variance, and take the interval away."""
+        return np.asarray((self.n > 0) & (self.events[outcome] == self.n))
 
     def share_variance(self, outcome: int) -> np.ndarray:
         """Variance of that mean, rows independent; shape (kinds, n_arms)."""
         m = self.share(outcome)
-        square = self.v2_events[outcome] * (1 - m) ** 2 + (self.v2 - self.v2_events[outcome]) * m**2
+        others = np.where(self._all_have(outcome), 0.0, self.v2 - self.v2_events[outcome])
+        square = self.v2_events[outcome] * (1 - m) ** 2 + others * m**2
         return np.asarray(square / np.where(self.v > 0, self.v, 1) ** 2)
 
 

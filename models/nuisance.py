@@ -73,8 +73,8 @@ def design_matrix(features: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     Shape (n, columns). Uses no outcome, so all rows may be used to standardise.
     """
     columns, names = [np.ones(len(features))], ["intercept"]
-    for name in features:
-        column = features[name]
+    for j, name in enumerate(features.columns):
+        column = features.iloc[:, j]
         if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
             x = column.to_numpy(dtype=float, na_value=np.nan)
             known = np.isfinite(x)

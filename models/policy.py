@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from campaign import DataError
+from models.columns import read_numbers
 
 Score = np.ndarray | str | Sequence[str]
 
@@ -74,6 +75,8 @@ class Threshold:
 
     def probabilities(self, log: pd.DataFrame, n_arms: int) -> np.ndarray:
         """Shape (n, n_arms), each row 0 but for one 1."""
+        if np.isnan(self.threshold):
+            raise DataError("Threshold: threshold is NaN; infinity messages nobody")
         scores = score_matrix(self.score, log, n_arms)
         return _to_arms(scores, (scores.max(axis=1) > self.threshold).astype(float), n_arms)
 
@@ -154,7 +157,7 @@ def score_matrix(score: Score, log: pd.DataFrame, n_arms: int) -> np.ndarray:
         missing = [name for name in names if name not in log]
         if missing:
             raise DataError(f"score column {missing[0]!r} is not in the log; it has {list(log.columns)}")
-        values = log[names].to_numpy(dtype=float)
+        values = np.column_stack([read_numbers(log[name], f"score column {name!r}") for name in names])
     else:
         values = np.asarray(score, dtype=float)
     values = values[:, None] if values.ndim == 1 else values
@@ -215,12 +218,17 @@ def resolve(name: str, policy: Policy | np.ndarray, log: pd.DataFrame, n_arms: i
     Raises: DataError: wrong shape, a probability outside [0, 1] or rows that do not sum to 1, with policy and row.
     """
     n = len(log)
-    if isinstance(policy, Policy):
+    if isinstance(policy, Policy) and not isinstance(policy, type):
         values = np.asarray(policy.probabilities(log, n_arms), dtype=float)
         if values.shape == (1, n_arms):
             return Target(name, values, None)
     else:
-        values = np.asarray(policy, dtype=float)
+        try:
+            values = np.asarray(policy, dtype=float)
+        except (TypeError, ValueError):
+            raise DataError(
+                f"policy {name!r} is {str(policy)[:60]!r}; expected a models.Policy, or an array of probabilities"
+            ) from None
     if values.shape == (n,) and n_arms == 2:
         _check_range(name, values)
         return _from_message_probability(name, values)

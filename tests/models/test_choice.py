@@ -74,6 +74,21 @@ def test_choose_policy_sends_nothing_when_nothing_helps():
     assert "has a weighted gain above 0; send no messages" in choice.reason
 
 
+def test_choose_policy_heeds_a_score_that_messages_nobody():
+    """Nobody's score is above 0: the own cut is send-none, which only a gain of more than one standard error beats."""
+    log, overruled = guarded_log(20_000, 0.0, 3), 0
+    for seed in range(12):
+        noise = log.assign(y=(np.random.default_rng(seed).random(len(log)) < 0.1).astype(float), x=-1.0)
+        choice = choose_policy(noise, "x", OUTCOMES[:1])
+        if isinstance(choice.policy, SendNone):
+            assert "the score's own cut (0), which messages nobody" in choice.reason
+        overruled += not isinstance(choice.policy, SendNone)
+    assert overruled <= 5, "by chance in 16% of the draws"
+    choice = choose_policy(log.assign(x=log["x"] - 0.6), "x", OUTCOMES)
+    assert choice.candidates.loc[choice.candidates["chosen"], "share"].item() == pytest.approx(0.5, abs=0.25)
+    assert "more per decision than the score's own cut (0), which messages nobody; the most of" in choice.reason
+
+
 def test_choose_policy_stops_at_a_segment_that_is_harmed():
     log = guarded_log(60_000, 0.0, 4, segment_harm=0.3)
     guardrails = [Guardrail("kept", 0.2, segment_margin=0.05)]
@@ -156,6 +171,17 @@ def test_guardrail_at_the_boundary_is_rarely_violated():
         ({}, {"split": "part"}, "the log has no column 'part'; add it with models.splits.split_of"),
         ({}, {"guardrails": [Guardrail("churn", 0.1)]}, "guardrail 'churn' is not an outcome"),
         ({}, {"scores": "z"}, "score column 'z' is not in the log"),
+        ({}, {"scores": {}}, "scores is empty"),
+        ({}, {"guardrails": [Guardrail("kept", -0.1)]}, "guardrail 'kept': margin == -0.1, must be a number >= 0"),
+        ({}, {"guardrails": [Guardrail("kept", 0.1, np.nan)]}, "margin == nan, must be a number >= 0"),
+        ({}, {"max_message_share": 1.5}, "max_message_share == 1.5, must be in"),
+        ({}, {"shares": [0.0, 0.5]}, "shares == .*, must be in"),
+        ({}, {"alpha": 0.6}, "alpha == 0.6, must be in .*one-sided"),
+        ({}, {"estimator": "dm"}, "estimator == 'dm', must be one with an interval"),
+        ({}, {"segments": "segment"}, r"segments == 'segment', must be a list of names: \['segment'\]"),
+        ({}, {"mu_hat": np.zeros((10, 2, 2))}, "mu_hat has 10 rows, the log has 300"),
+        ({}, {"features": pd.DataFrame({"x": [1.0]})}, "features has 1 rows, the log has 300"),
+        ({"arm": 0.5}, {}, "arm has dtype float64; expected integers"),
     ],
 )
 def test_choose_policy_says_what_is_wrong(change, arguments, message):

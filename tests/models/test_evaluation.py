@@ -160,6 +160,31 @@ BAD = [
     ({}, {"costs": [0.0]}, r"costs == \[0.0\]; expected 2 finite numbers"),
     ({}, {"baselines": ["champion"]}, "baseline 'champion' is not a policy"),
     ({}, {"alpha": 1.2}, r"alpha == 1.2, must be in \(0, 1\)"),
+    ({}, {"alpha": "0.05"}, r"alpha == '0.05', must be in \(0, 1\)"),
+    ({"arm": 10**9}, {}, r"arm has 1000000000 in row 0; arms are counted .*, below 100: map ids of messages to those"),
+    ({"arm": pd.array([None, *[1] * 4999], dtype="Int64")}, {}, r"arm is missing in 1 rows \(first: row 0\)"),
+    ({"propensity": 1e-300}, {}, "propensity has 1e-300 in 5000 rows"),
+    ({"propensity": "high"}, {}, "propensity has dtype object, for example 'high'; expected numbers"),
+    ({"y": "yes"}, {}, "outcome 'y' has dtype object, for example 'yes'; expected numbers"),
+    ({"y": pd.Timestamp("2026-01-01")}, {}, r"outcome 'y' has dtype datetime64.*; expected numbers"),
+    ({"y": pd.array([None, *[1] * 4999], dtype="Int64")}, {}, "outcome 'y' is NaN or infinite in 1 rows"),
+    ({"hours": 1e300}, {"outcomes": BOTH}, "outcome 'hours' is NaN or infinite in 5000 rows"),
+    ({"segment": [[1]] * 5000}, {"segments": ["segment"]}, r"segment column 'segment' holds \[1\]"),
+    ({"segment": ["missing", None] * 2500}, {"segments": ["segment"]}, "two segments read 'segment=missing'"),
+    ({}, {"segments": "segment"}, r"segments == 'segment', must be a list of names: \['segment'\]"),
+    ({}, {"estimators": "dr"}, "estimators == 'dr', must be a list of names"),
+    ({}, {"policies": [np.zeros(5000)]}, "policies is a list; expected a dict"),
+    ({}, {"policies": {"p": "send_all"}}, "policy 'p' is 'send_all'; expected a models.Policy, or an array"),
+    ({}, {"policies": {"p": SendAll}}, "policy 'p' is .*SendAll.*; expected a models.Policy, or an array"),
+    ({}, {"policies": {"p": [[1, 0], [1]]}}, "policy 'p' is .*; expected a models.Policy, or an array"),
+    ({}, {"policies": {"p": Threshold("segment")}}, "score column 'segment' has dtype .*; expected numbers"),
+    ({}, {"policies": {"p": Threshold("x", np.nan)}}, "threshold is NaN; infinity messages nobody"),
+    ({}, {"mu_hat": 0.5}, r"mu_hat has shape \(\); expected \(5000, 2, 1\)"),
+    ({}, {"mu_hat": np.full((5000, 2, 1), 1e200)}, r"mu_hat is NaN or infinite \(first: row 0\)"),
+    ({}, {"outcomes": Y[0]}, "outcomes == Outcome.*, must be a list of models.Outcome"),
+    ({}, {"outcomes": ["y"]}, r"outcomes == \['y'\], must be a list of models.Outcome"),
+    ({"weighted": 1.0}, {"outcomes": [Outcome("weighted", "binary")]}, "outcome name 'weighted' is taken"),
+    ({}, {"outcomes": [Outcome("y", "binary", np.nan)]}, "outcome 'y': weight == nan, must be a finite number"),
 ]
 
 
@@ -170,9 +195,58 @@ def test_evaluate_says_what_is_wrong(log, columns, arguments, message):
         evaluate(log.assign(**columns), **arguments)
 
 
-def test_evaluate_refuses_an_empty_log(log):
+def test_evaluate_refuses_what_is_no_log(log):
     with pytest.raises(ValueError, match="the log has no rows"):
         evaluate(log.head(0), {}, Y)
+    with pytest.raises(ValueError, match="the log is a dict; expected a pandas DataFrame"):
+        evaluate(dict(log), {}, Y)
+    for name in ("y", "arm", "segment"):
+        with pytest.raises(ValueError, match=f"the log has column '{name}' 2 times"):
+            evaluate(pd.concat([log, log[[name]]], axis=1), {}, Y, segments=["segment"])
+
+
+EQUIVALENT = {
+    "index of text": lambda log: log.set_index(log["decision_id"]),
+    "index of one value": lambda log: log.set_index(pd.Index([0] * len(log))),
+    "arm as int8": lambda log: log.assign(arm=log["arm"].astype("int8")),
+    "arm as bool": lambda log: log.assign(arm=log["arm"].astype(bool)),
+    "arm as category": lambda log: log.assign(arm=log["arm"].astype("category")),
+    "pandas' own types": lambda log: log.convert_dtypes(),
+    "Arrow types": lambda log: log.convert_dtypes(dtype_backend="pyarrow"),
+    "outcome as bool": lambda log: log.assign(y=log["y"].astype(bool)),
+    "users as category": lambda log: log.assign(user_id=log["user_id"].astype("category")),
+    "users as text": lambda log: log.assign(user_id=log["user_id"].astype(str)),
+    "segment with a level nobody has": lambda log: log.assign(segment=pd.Categorical(log["segment"], ["a", "b", "c"])),
+    "a column twice that is not used": lambda log: pd.concat([log, log[["hours"]]], axis=1),
+}
+
+
+@pytest.mark.parametrize("name", EQUIVALENT)
+def test_evaluate_does_not_mind_types_and_index(log, name):
+    policy = (log["x"] > 0.6).to_numpy(dtype=float)
+    other = EQUIVALENT[name](log)
+    options = {"segments": ["segment"], "features": ["x"]}
+    pd.testing.assert_frame_equal(
+        evaluate(other, {"p": policy.tolist()}, Y, **options), evaluate(log, {"p": policy}, Y, **options)
+    )
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_evaluate_a_handful_of_rows_is_insufficient(log, rows):
+    few = log.groupby("arm").head(rows)
+    table = evaluate(few, {"p": np.ones(len(few))}, BOTH, features=["x"], segments=["segment"])
+    assert set(table["status"]) <= {"insufficient", "identical"}
+    assert not ((table["ci_upper"] - table["ci_lower"]) <= 0).any(), "never an interval of no width"
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_evaluate_an_outcome_that_never_varies_has_no_tight_interval(log, value):
+    table = evaluate(log.assign(y=value, hours=3.0 * value), {"p": (log["x"] > 0.5).to_numpy(float)}, BOTH)
+    assert set(table["status"]) == {"insufficient"}
+    own = table[table["outcome"] == "y"]
+    assert ((own["ci_upper"] - own["ci_lower"]) > 1e-4).all()
+    assert own["ci_lower"].le(own["value"] + 1e-12).all()
+    assert own["ci_upper"].ge(own["value"] - 1e-12).all()
 
 
 def coverage(world: World, repetitions: int, estimators=("snips", "dr"), **arguments) -> pd.DataFrame:
