@@ -16,6 +16,8 @@ Exit codes:
 from __future__ import annotations
 
 import errno
+import fcntl
+import functools
 import hashlib
 import io
 import json
@@ -29,7 +31,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
 
 # Before any library is imported: telemetry off, one thread per process (nets this small lose on two).
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -40,7 +42,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer
 from rich.console import Console
 
-from campaign import ROOT, Campaign, DataError, ModelError, TactfulError, data_dir, load_campaign
+from campaign import ROOT, Campaign, DataError, ModelError, StoreError, TactfulError, data_dir, load_campaign
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +52,9 @@ if TYPE_CHECKING:
     from monitoring.decide import Decision
 
 # \b keeps the lines of a paragraph as they are
-HELP = (__doc__ or "").replace("Exit codes:", "\b\nExit codes:")
+HELP = "Whom does a message help? From raw logs to decisions, and back.\n\n\b\n" + "\n\n\b\n".join(
+    (__doc__ or "").split("\n\n")[1:]
+)
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help=HELP, rich_markup_mode=None, pretty_exceptions_enable=False
 )
@@ -59,7 +63,11 @@ app.add_typer(experiment_app, name="experiment")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
-DateOption = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="A day, YYYY-MM-DD.")]
+P = ParamSpec("P")
+DATE = ["%Y-%m-%d"]
+EndOption = Annotated[
+    datetime | None, typer.Option(formats=DATE, help="The day after the last day of logs; default: today.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -99,35 +107,68 @@ def _show_warning(message: Warning | str, category: type[Warning], filename: str
         err.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
 
 
+def _alone(command: Callable[P, None]) -> Callable[P, None]:
+    """One process at a time in a data folder for this command; the kernel drops the lock of a killed one."""
+    name = command.__name__.replace("_", " ")
+
+    @functools.wraps(command)
+    def alone(*arguments: P.args, **options: P.kwargs) -> None:
+        place = data_dir() / "state" / f"{command.__name__}.lock"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with place.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreError(
+                    f"another `tactful {name}` is at work in {data_dir()}; wait until it is done, then run this again"
+                ) from None
+            command(*arguments, **options)
+
+    return alone
+
+
 # ---------------------------------------------------------------------------------------------- logs and features
 
 
 @app.command()
+@_alone
 def simulate(
     users: Annotated[int, typer.Option(min=100, help="Users of the platform.")] = 20_000,
-    days: Annotated[int, typer.Option(min=50, help="Days of logs, ending yesterday.")] = 90,
-    seed: Annotated[int, typer.Option(min=0)] = 7,
-    end: DateOption = None,
+    days: Annotated[int, typer.Option(min=50, help="Days of logs.")] = 90,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 7,
+    end: EndOption = None,
 ) -> None:
-    """Write the raw logs of a stand-in platform: data/logs, its random decisions, and the truth."""
+    """A stand-in platform writes its raw logs.
+
+    Under data/: logs, the decisions of its random phase, and the truth. Nothing when that world is there already.
+    """
     from simulator import simulate as write_world
 
     campaign = load_campaign()
-    world = write_world(
-        data_dir(),
-        users,
-        days,
-        seed,
-        end=end.date() if end else _world_end(users, days, seed),
-        messages=campaign.arm_names[1:],
-        holdout_share=campaign.assignment.holdout_share,
-    )
+    with _bar("simulating") as progress:
+        world = write_world(
+            data_dir(),
+            users,
+            days,
+            seed,
+            end=end.date() if end else _world_end(users, days, seed),
+            messages=campaign.arm_names[1:],
+            holdout_share=campaign.assignment.holdout_share,
+            progress=lambda share: progress(round(share * 1000), 1000),
+        )
     out.print(f"logs: {world['users']:,} users, {world['start']} to {world['end']}, in {data_dir() / 'logs'}")
 
 
 @app.command()
-def features(until: DateOption = None) -> None:
-    """Raw logs -> daily snapshots of every user's features (data/features); only the missing days."""
+def features(
+    until: Annotated[
+        datetime | None, typer.Option(formats=DATE, help="Last snapshot wanted; default: the newest the logs allow.")
+    ] = None,
+) -> None:
+    """Raw logs -> daily snapshots of every user's features.
+
+    Checks new log files first. Builds under data/features the days that are missing, and those whose logs changed.
+    """
     from feature_repo.contracts import ingest
     from feature_repo.snapshots import build_snapshots
 
@@ -139,12 +180,14 @@ def features(until: DateOption = None) -> None:
             f"{len(bad)} log files break their contract and were moved to {data_dir() / 'quarantine'}:\n{told}\n"
             "mend them and put them back under data/logs; `tactful features` once more goes on with what is there then"
         )
-    days = build_snapshots(
-        data_dir() / "logs",
-        data_dir() / "features",
-        until.date() if until else None,
-        tell=lambda sentence: out.print(sentence, markup=False, soft_wrap=True),
-    )
+    with _bar("building snapshots") as progress:
+        days = build_snapshots(
+            data_dir() / "logs",
+            data_dir() / "features",
+            until.date() if until else None,
+            progress=progress,
+            tell=lambda sentence: out.print(sentence, markup=False, soft_wrap=True),
+        )
     made = f"{len(days)} days, {days[0]} to {days[-1]}" if days else "nothing missing"
     out.print(f"features: {made}, in {data_dir() / 'features'}")
 
@@ -169,13 +212,17 @@ def materialize() -> None:
 
 
 @app.command()
+@_alone
 def train(
     as_of: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Use only what was known on this day; default: all.")
+        datetime | None, typer.Option(formats=DATE, help="Use only what was known on this day; default: all.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Matured decisions -> network -> policy -> report; the model goes to the BentoML store as the challenger."""
+    """Matured decisions -> network -> policy -> challenger.
+
+    The model goes to the BentoML store, its report to data/reports.
+    """
     result = _train(load_campaign(), _as_of(as_of))
     _answer(as_json, result.summary(), result.text())
 
@@ -211,7 +258,10 @@ def promote(
     force: Annotated[bool, typer.Option(help="Skip the gate; the history says so.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Put a challenger through the gate and, if it is measurably better, make it the champion."""
+    """Make the challenger the champion, if it is measurably better.
+
+    The gate judges both on the same decisions of users that neither was trained on.
+    """
     from monitoring.promotion import promote_challenger
 
     verdict = promote_challenger(load_campaign(), data_dir(), tag, force=force, now=_now())
@@ -220,7 +270,10 @@ def promote(
 
 @app.command()
 def rollback(reason: Annotated[str, typer.Option(help="Why; kept in the history.")] = "by hand") -> None:
-    """Make the previous champion the champion again; the service follows within seconds."""
+    """Make the previous champion the champion again.
+
+    A running service follows within seconds.
+    """
     from models.registry import rollback as roll
 
     out.print(f"champion: {roll(reason, at=_now().isoformat()).champion}")
@@ -231,7 +284,10 @@ def rollback(reason: Annotated[str, typer.Option(help="Why; kept in the history.
 
 @app.command()
 def compact() -> None:
-    """The service's append-only decision log -> Parquet (data/decisions), for training and monitoring."""
+    """The service's decision log -> Parquet, for all that follows.
+
+    From data/decision_log to data/decisions; a service that is running may go on writing.
+    """
     from bentos.decision_log import compact as compact_log
 
     done = compact_log(data_dir() / "decision_log", data_dir() / "decisions")
@@ -241,11 +297,16 @@ def compact() -> None:
 
 
 @app.command()
+@_alone
 def score() -> None:
-    """Every user -> eligibility table (data/eligibility), through the same engine as the service."""
+    """Every user -> a table of who is eligible.
+
+    Under data/eligibility, through the same engine as the service.
+    """
     from bentos.bulk import score_all
 
-    path = score_all(data_dir(), load_campaign(), now=_now())
+    with _bar("scoring") as progress:
+        path = score_all(data_dir(), load_campaign(), now=_now(), progress=progress)
     out.print(f"eligibility of every user: {path}")
 
 
@@ -256,7 +317,10 @@ def explain(
     surface: Annotated[str | None, typer.Option(help="Surface of the request.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Why a user is eligible or not: what the service would answer now, and the features that moved the score."""
+    """Why a user is eligible or not.
+
+    What the service would answer now, and the features that moved the score.
+    """
     from bentos.explain import explain_user
 
     told = explain_user(user, load_campaign(), hour=hour, surface=surface, now=_now())
@@ -267,13 +331,18 @@ def explain(
 
 
 @app.command()
+@_alone
 def monitor(
     week: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Any day of the week; default: the last whole one.")
+        datetime | None, typer.Option(formats=DATE, help="Any day of the week; default: the last whole one.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Weekly verdict: data checks, drift, realised uplift, report. Exit 0 none, 10 retrain, 20 data broken."""
+    """The week's verdict: is it still true, is it still better?
+
+    Data checks, drift, realised uplift, reports under data/monitoring. Exit code 0 nothing to do, 10 retrain, 20 the
+    data is broken.
+    """
     decision = _monitor(week.date() if week else None)
     _answer(as_json, decision.as_dict(), decision.text())
     raise typer.Exit(decision.exit_code)
@@ -291,11 +360,15 @@ def _monitor(day: date | None) -> Decision:
 
 
 @app.command()
+@_alone
 def retrain(
     force: Annotated[bool, typer.Option(help="Train whatever the last verdict was (never on broken data).")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Act on the last decision.json: train a challenger, compare it with the champion, promote or keep."""
+    """Act on the verdict: train, compare, promote or keep.
+
+    Reads the last decision.json under data/monitoring; does nothing where it asks for nothing.
+    """
     from monitoring.promotion import last_decision, promote_challenger
 
     decision = last_decision(data_dir() / "monitoring")
@@ -323,12 +396,15 @@ def plan_experiment(
     name: Annotated[str, typer.Argument(help="Name of the experiment.")],
     baseline: Baseline = "send_none",
     share: Annotated[float, typer.Option(help="Share of users outside holdout and exploration that take part.")] = 0.5,
-    starts: DateOption = None,
+    starts: Annotated[datetime | None, typer.Option(formats=DATE, help="First day; default: now.")] = None,
     looks: Annotated[int, typer.Option(min=1, help="Planned readings.")] = 1,
     power: Annotated[float, typer.Option(help="Wanted probability that a candidate this good ships.")] = 0.8,
     as_json: JsonOption = False,
 ) -> None:
-    """The champion against a baseline: sample size, duration, and the file that the service picks up."""
+    """The champion against a baseline: how many users, how long.
+
+    Writes the file that a running service picks up.
+    """
     import pandas as pd
 
     from monitoring.experiment_file import Variant
@@ -378,7 +454,10 @@ def read_experiment(
     triggered: Annotated[bool, typer.Option(help="Only users whom the variants treat differently.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Ship, hold or roll back: effects, guardrails and quality checks of a live experiment, or of a plain table."""
+    """Ship, hold or roll back: what an experiment says.
+
+    Effects, guardrails and quality checks of a live experiment, or of a plain table.
+    """
     from models.table_file import read_table
     from monitoring import ExperimentPlan
     from monitoring import read_experiment as read
@@ -405,7 +484,10 @@ def fit(
     spec: Annotated[Path, typer.Option(help="SPEC.toml: features, arm, control, outcomes.")],
     out_dir: Annotated[Path, typer.Option("--out", help="Folder of the model and its report.json.")],
 ) -> None:
-    """Fit the network to a table of your own; no Feast and no logs needed."""
+    """Fit the network to a table of your own.
+
+    No Feast and no logs needed. Prints what every arm did on average.
+    """
     from models.table import fit_table
 
     with _bar("training the network") as progress:
@@ -420,7 +502,10 @@ def predict(
     frame: Annotated[Path, typer.Argument(help="CSV or Parquet with the model's feature columns.")],
     out_file: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
 ) -> None:
-    """Predict outcomes, uplift, score and best arm of every row, in row order."""
+    """Outcomes, uplift, score and best arm of every row.
+
+    In the order of the rows, with a model that `tactful fit` wrote.
+    """
     from models.table import predict_table
 
     out.print(f"{len(predict_table(model, frame, out_file)):,} rows: {out_file}", soft_wrap=True)
@@ -432,7 +517,11 @@ def evaluate(
     spec: Annotated[Path, typer.Option(help="SPEC.toml: features, arm, control, outcomes.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Value of send-none, send-all, the response baseline and the uplift policy, cross-fitted, with intervals."""
+    """What each policy would be worth on a table of your own.
+
+    Send none, send all, the response model and the uplift policy, each row judged by a network that never saw its
+    unit, with 95% intervals.
+    """
     from models.table import evaluate_table
 
     with _bar("training the network") as progress:
@@ -447,13 +536,17 @@ def evaluate(
 
 
 @app.command()
+@_alone
 def run(
-    users: Annotated[int, typer.Option(min=100)] = 20_000,
-    days: Annotated[int, typer.Option(min=80)] = 90,
-    seed: Annotated[int, typer.Option(min=0)] = 7,
-    end: DateOption = None,
+    users: Annotated[int, typer.Option(min=100, help="Users of the simulated platform.")] = 20_000,
+    days: Annotated[int, typer.Option(min=80, help="Days of logs.")] = 90,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw of the simulation.")] = 7,
+    end: EndOption = None,
 ) -> None:
-    """The whole chain on a small simulated world; a second run repeats only what is needed."""
+    """The whole chain on a small simulated world.
+
+    A second run repeats only what is needed.
+    """
     started = time.monotonic()
     simulate(users, days, seed, end)
     features()

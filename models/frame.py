@@ -99,6 +99,10 @@ def decision_features(store: Any, decisions: pd.DataFrame) -> pd.DataFrame:
     entity = decisions.drop(columns=["propensities", "salts"], errors="ignore").assign(
         event_timestamp=decisions["decided_at"]
     )
+    if decisions.empty:
+        types = feature_schema(store).types
+        empty = {name: pd.Series(dtype=float if kind == "numeric" else object) for name, kind in types.items()}
+        return decisions.assign(**empty)
     frame = historical_features(store, entity)
     if "propensities" in decisions:
         frame["propensities"] = decisions["propensities"].to_numpy()

@@ -124,11 +124,16 @@ def check_week(
     """
     limits = campaign.monitoring
     low, high = expected_rows / limits.row_count_factor, expected_rows * limits.row_count_factor
-    return [
+    checks = [
         Check("quarantine", not quarantined, len(quarantined), 0, "; ".join(quarantined[:3]) or "no log file refused"),
         Check(
             "rows", low <= len(frame) <= high, len(frame), high, f"{len(frame)} rows; {low:.0f} to {high:.0f} expected"
         ),
+    ]
+    if frame.empty:  # the service was down all week, or its log was not compacted: there is nothing else to look at
+        return checks
+    return [
+        *checks,
         *_columns(profile, counts, campaign),
         *_ages(frame, campaign),
         *_layers(frame, campaign),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from campaign import Campaign, ModelError
+from campaign import Campaign, DataError, ModelError
 from feature_repo.store import feature_schema, open_store
 from models.forward import NumpyModel
 from models.frame import countable, decision_features, known_users, read_decisions
@@ -46,7 +46,7 @@ def weekly_inputs(campaign: Campaign, data: Path, day: date, as_of: datetime) ->
         day: any day of the week (Monday to Sunday, UTC).
         as_of: nothing that arrived later is used.
 
-    Raises: ModelError: there is no champion. DataError: there are no decisions.
+    Raises: ModelError: there is no champion. DataError: there are no decisions, or none could be in that week.
     """
     tag = champion_tag()
     if tag is None:
@@ -55,7 +55,12 @@ def weekly_inputs(campaign: Campaign, data: Path, day: date, as_of: datetime) ->
     model = NumpyModel.load(folder)
     profile = json.loads((folder / "reference_profile.json").read_text(encoding="utf-8"))
     decisions, store = read_decisions(data / "decisions"), open_store()
-    monday = pd.Timestamp(day - timedelta(days=day.weekday()), tz="UTC")
+    monday, first = pd.Timestamp(day - timedelta(days=day.weekday()), tz="UTC"), decisions["decided_at"].min()
+    if not first - pd.Timedelta(days=7) < monday < pd.Timestamp(as_of):
+        raise DataError(
+            f"the week of {monday:%Y-%m-%d} is not in the logs: decisions begin on {first:%Y-%m-%d}, "
+            f"logs end before {as_of:%Y-%m-%d}; ask for a week between"
+        )
     in_week = (decisions["decided_at"] >= monday) & (decisions["decided_at"] < monday + pd.Timedelta(days=7))
     matured = unseen_matured(decisions, campaign, model, as_of)
     outcomes = measure_outcomes(matured, data / "logs", campaign.outcome, as_of)

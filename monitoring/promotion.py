@@ -35,6 +35,8 @@ class Promotion:
 
     def text(self) -> str:
         """What a person reads."""
+        if self.gate is None and not self.promoted:
+            return f"{self.tag}: is the champion already"
         said = "gate skipped" if self.gate is None else f"gate: {self.gate.verdict}"
         reasons = [f"  - {reason}" for reason in self.gate.reasons] if self.gate else []
         return "\n".join([f"{self.tag}: {said}", *reasons, f"champion: {self.champion or 'none'}"])

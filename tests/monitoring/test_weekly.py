@@ -47,6 +47,13 @@ def test_run_week_broken_data_measures_nothing_else(tmp_path, profile, quiet_wee
     assert "Stop: the data is broken" in (tmp_path / "2026-W06" / "summary.md").read_text()
 
 
+def test_run_week_without_a_decision_is_broken_data(tmp_path, profile, quiet_week, matured):
+    """The service was down all week: a verdict, no crash."""
+    decision = run_week(make_inputs(profile, quiet_week.head(0), matured), tmp_path)
+    assert decision.exit_code == 20
+    assert "0 rows; 3000 to 12000 expected" in (tmp_path / "2026-W06" / "summary.md").read_text()
+
+
 def test_run_week_reads_history_and_needs_two_weeks(tmp_path, profile, matured):
     actions = []
     for week in range(3):
