@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-import pyarrow.dataset as ds
 from jinja2 import Environment, FileSystemLoader
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -79,6 +78,7 @@ def page_facts(worker: Worker, user_id: str | None) -> dict[str, Any]:
     return {
         "now": f"{now():%Y-%m-%d %H:%M} UTC",
         "campaign": worker.decider.campaign.name,
+        "arms": worker.decider.campaign.arm_names,
         "serving": champion.tag,
         "load_error": champion.error,
         "pointer": _or_error(read_pointer),
@@ -128,6 +128,8 @@ def _decided_today(log_dir: Path) -> list[tuple[str, int]]:
 def latest_decision(user_id: str) -> dict[str, Any] | None:
     """The newest logged decision about a user, compacted or not; None when there is none."""
     rows = [row for path in (data_dir() / "decision_log").glob(f"*{SUFFIX}") for row in _rows(path, user_id)]
+    import pyarrow.dataset as ds  # half a second that no server need wait for
+
     files = sorted((data_dir() / "decisions").glob("date=*/*.parquet"))
     if files:
         data = ds.dataset([str(file) for file in files], format="parquet")

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -39,17 +39,26 @@ def serving(log_file: Path, environ: Mapping[str, str] | None = None, *, ready: 
         stop(process)
 
 
-def start(log_file: Path, environ: Mapping[str, str] | None = None) -> tuple[subprocess.Popen[bytes], str]:
-    """Start the server in a process group of its own; returns the process and its address."""
+def start(
+    log_file: Path, environ: Mapping[str, str] | None = None, arguments: Sequence[str] = (), folder: Path = ROOT
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Start the server in a process group of its own; returns the process and its address.
+
+    Args:
+        log_file: where its output goes.
+        environ: added to this process's environment.
+        arguments: of `bentoml serve`, such as the tag of a bento; none serves the service of `folder`.
+        folder: where the command runs.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "bentoml"), "serve", "--port", str(port)]
+    command = [str(Path(sys.executable).parent / "bentoml"), "serve", *arguments, "--port", str(port)]
     environment = {**os.environ, "BENTOML_DO_NOT_TRACK": "True", **(environ or {})}
     log_file.parent.mkdir(parents=True, exist_ok=True)
     with log_file.open("ab") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
     return process, f"http://127.0.0.1:{port}"
 

@@ -19,6 +19,7 @@ from bentos.settings import Settings, now
 from bentos.stores import open_reader
 from campaign import ModelError, StoreError, load_campaign
 from feature_repo.retrieval import feature_schema, open_store
+from feature_repo.store import import_feast
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -82,6 +83,7 @@ class Worker:
 
         Raises: StoreError: the store cannot be opened. ModelError: the model was trained on another feature service.
         """
+        import_feast()
         from feast.errors import FeastError
 
         try:

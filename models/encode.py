@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from campaign import DataError
 from models.spec import Feature
@@ -103,7 +103,7 @@ def _quantile_normal(seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     knots, group = np.unique(np.quantile(seen, levels), return_inverse=True)
     mean_level = np.bincount(group, weights=levels) / np.bincount(group)
     pad = (0, KNOTS - len(knots))
-    return np.pad(knots, pad, mode="edge"), np.pad(norm.ppf(mean_level), pad, mode="edge")
+    return np.pad(knots, pad, mode="edge"), np.pad(ndtri(mean_level), pad, mode="edge")
 
 
 def _category_table(codes: np.ndarray, feature: Feature) -> np.ndarray:

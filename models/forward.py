@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
-from scipy.special import expit
-from scipy.stats import norm
+from scipy.special import expit, ndtri
 
 from campaign import ModelError
 from models.encode import Encoded, Tensors, encode
@@ -75,7 +74,7 @@ class NumpyModel:
         uplift = mu_hat[:, 1:] - mu_hat[:, :1]
         score = uplift @ self.spec.weights - np.asarray(self.spec.costs)[1:]
         center = np.concatenate([uplift, score[..., None]], axis=-1)
-        half = norm.ppf(1 - alpha / 2) * self.tensors["interval.sd"]
+        half = ndtri(1 - alpha / 2) * self.tensors["interval.sd"]
         return center - half, center + half
 
     def encode(self, columns: Mapping[str, np.ndarray]) -> Encoded:
