@@ -9,6 +9,7 @@ SEED ?= 7
 # Telemetry of every part off; one thread per process: the nets are small and two threads on busy cores are slower.
 export DO_NOT_TRACK := 1
 export BENTOML_DO_NOT_TRACK := True
+export NO_MKDOCS_2_WARNING := 1
 export OMP_NUM_THREADS := 1
 export OMP_WAIT_POLICY := PASSIVE
 # The lock is installed without bytecode (half the time): let Python keep what it compiles on first use.
@@ -18,7 +19,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Two tests at a time, each file in one process: fixtures are shared within a file.
 PYTEST := $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test check bench serve ui clean $(VENV)
+.PHONY: run test check docs bench serve ui clean $(VENV)
 
 # The stamp is written last: an installation that was killed half-way is begun anew.
 INSTALLED := $(VENV)/.installed
@@ -42,6 +43,10 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(PYTEST)
+
+# A broken link is an error. The tests run by `make check` build the site too.
+docs: $(INSTALLED)
+	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(INSTALLED)
 	for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done

@@ -1,0 +1,93 @@
+"""Every code block: commands exist with their options, configuration is valid; the slow run executes them all."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+import typer
+import yaml
+from pages import blocks, copy_checkout, pages, run_page, words
+
+import pipeline
+from campaign import ROOT, Campaign
+
+COMMAND = typer.main.get_command(pipeline.app)
+HOW_TO = sorted((ROOT / "docs" / "how-to").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_blocks_parse(page):
+    """`tactful` calls name commands and options that exist; toml is a valid campaign or spec; json and yaml parse."""
+    for block in blocks(page):
+        where = f"{page.name}:{block.line}"
+        if block.kind == "sh":
+            for call in words(block.text):
+                parse(call, where)
+        elif block.kind == "toml":
+            check_toml(tomllib.loads(block.text), where)
+        elif block.kind == "json":
+            json.loads(block.text)
+        elif block.kind == "yaml":
+            assert yaml.safe_load(block.text), where
+        elif block.kind == "python":
+            compile(block.text, where, "exec")
+        else:
+            assert block.kind == "text", (
+                f"{where}: {block.kind} blocks are not checked; use sh, python, toml, json, yaml"
+            )
+
+
+def parse(call, where):
+    command = COMMAND
+    while hasattr(command, "commands") and call and not call[0].startswith("-"):
+        assert call[0] in command.commands, f"{where}: no command {call[0]!r}"
+        command, call = command.commands[call[0]], call[1:]
+    known = {word for parameter in command.params for word in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    assert {word for word in call if word.startswith("--")} <= known, f"{where}: {call}"
+
+
+def check_toml(values, where):
+    """Sections of campaign.toml in place of the shipped ones are a valid campaign; anything else is a SPEC.toml."""
+    if "features" in values:
+        assert {"arm", "control", "outcome"} <= values.keys(), where
+        return
+    shipped = tomllib.loads((ROOT / "campaign.toml").read_text())
+    Campaign.model_validate_json(json.dumps(shipped | values))
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """A checkout in which `tactful run` has been run; copied for every page."""
+    root = copy_checkout(tmp_path_factory.mktemp("world"))
+    words_ = ["run", "--users", "5000", "--days", "90", "--seed", "3"]
+    environ = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(root),
+        "BENTOML_HOME": str(root / "bentoml"),
+        "HOME": str(root),
+    }
+    command = [sys.executable, "-m", "pipeline", *words_]
+    done = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_tutorial_runs_from_a_fresh_checkout(tmp_path):
+    printed = run_page(ROOT / "docs" / "tutorial.md", copy_checkout(tmp_path))
+    assert '"reason": "unknown_user"' in printed
+    assert "What moved the score" in printed
+    assert "exit code" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
+def test_how_to_page_runs(page, world, tmp_path):
+    root = tmp_path / "copy"
+    shutil.copytree(world, root, symlinks=True)
+    run_page(page, root)
