@@ -60,6 +60,8 @@ app = typer.Typer(
 )
 experiment_app = typer.Typer(no_args_is_help=True, help="Plan and read a live A/B test.")
 app.add_typer(experiment_app, name="experiment")
+monitor_app = typer.Typer()
+app.add_typer(monitor_app, name="monitor")
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -262,9 +264,10 @@ def promote(
 
     The gate judges both on the same decisions of users that neither was trained on.
     """
-    from monitoring.promotion import promote_challenger
+    from monitoring.promotion import changing_champion, promote_challenger
 
-    verdict = promote_challenger(load_campaign(), data_dir(), tag, force=force, now=_now())
+    with changing_champion(data_dir()):
+        verdict = promote_challenger(load_campaign(), data_dir(), tag, force=force, now=_now())
     _answer(as_json, verdict.summary(), verdict.text())
 
 
@@ -275,8 +278,10 @@ def rollback(reason: Annotated[str, typer.Option(help="Why; kept in the history.
     A running service follows within seconds.
     """
     from models.registry import rollback as roll
+    from monitoring.promotion import changing_champion
 
-    out.print(f"champion: {roll(reason, at=_now().isoformat()).champion}")
+    with changing_champion(data_dir()):
+        out.print(f"champion: {roll(reason, at=_now().isoformat()).champion}")
 
 
 # ------------------------------------------------------------------------------------------------------- decisions
@@ -330,9 +335,10 @@ def explain(
 # ------------------------------------------------------------------------------------------------------ monitoring
 
 
-@app.command()
+@monitor_app.callback(invoke_without_command=True)
 @_alone
 def monitor(
+    context: typer.Context,
     week: Annotated[
         datetime | None, typer.Option(formats=DATE, help="Any day of the week; default: the last whole one.")
     ] = None,
@@ -343,6 +349,8 @@ def monitor(
     Data checks, drift, realised uplift, reports under data/monitoring. Exit code 0 nothing to do, 10 retrain, 20 the
     data is broken.
     """
+    if context.invoked_subcommand is not None:
+        return
     decision = _monitor(week.date() if week else None)
     _answer(as_json, decision.as_dict(), decision.text())
     raise typer.Exit(decision.exit_code)
@@ -354,9 +362,25 @@ def _monitor(day: date | None) -> Decision:
 
     end = _logs_end()
     last_whole_week = end - timedelta(days=end.isoweekday())
-    return run_week(
-        weekly_inputs(load_campaign(), data_dir(), day or last_whole_week, _as_of(None)), data_dir() / "monitoring"
-    )
+    inputs = weekly_inputs(load_campaign(), data_dir(), day or last_whole_week, _as_of(None))
+    return run_week(inputs, data_dir() / "monitoring")
+
+
+@monitor_app.command("calibrate")
+def calibrate_monitor(
+    weeks: Annotated[
+        list[str] | None, typer.Argument(help="Quiet weeks, as 2026-W07; default: all that asked for nothing.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Thresholds from your own quiet weeks.
+
+    Prints [monitoring] lines for campaign.toml; changes nothing.
+    """
+    from monitoring.calibrate import calibrate, read_stats
+
+    found = calibrate(read_stats(data_dir() / "monitoring", weeks or ()), load_campaign())
+    _answer(as_json, found.summary(), found.text())
 
 
 @app.command()
@@ -365,23 +389,52 @@ def retrain(
     force: Annotated[bool, typer.Option(help="Train whatever the last verdict was (never on broken data).")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Act on the verdict: train, compare, promote or keep.
+    """Act on the verdict: fall back from harm, train, compare, promote or keep.
 
     Reads the last decision.json under data/monitoring; does nothing where it asks for nothing.
     """
-    from monitoring.promotion import last_decision, promote_challenger
+    from monitoring.retraining import retrain as act
 
-    decision = last_decision(data_dir() / "monitoring")
-    week = decision["week"]
-    if decision["action"] == "stop":
-        raise DataError(f"week {week}: the data is broken ({', '.join(decision['reasons'])}); mend it first")
-    if decision["action"] != "retrain" and not force:
-        _answer(as_json, {"action": decision["action"], "trained": False}, f"week {week}: no retraining asked for")
-        return
     campaign = load_campaign()
-    challenger = _train(campaign, _as_of(None))
-    verdict = promote_challenger(campaign, data_dir(), challenger.tag, force=False, now=_now())
-    _answer(as_json, verdict.summary(), verdict.text())
+    with _bar("training the network") as progress:
+        done = act(
+            campaign,
+            data_dir(),
+            as_of=_as_of(None),
+            now=_now(),
+            force=force,
+            finish=lambda *parts: _finish(campaign, *parts),
+            progress=progress,
+        )
+    _answer(as_json, done.summary(), done.text())
+
+
+@app.command()
+def rehearse(
+    weeks: Annotated[int, typer.Option(min=1, max=104, help="Weeks under the service, after the random phase.")] = 26,
+    drift: Annotated[str, typer.Option(help="none, or price|market|fatigue|tracking@WEEK, as in price@8.")] = "none",
+    users: Annotated[int, typer.Option(min=1000, help="Users of the platform; a quarter decide each week.")] = 20_000,
+    seed: Annotated[int, typer.Option(min=0)] = 7,
+    reports: Annotated[bool, typer.Option(help="Also draw Evidently's report of every week (slow).")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The whole loop against the simulated platform.
+
+    Week by week: decide, log, monitor, retrain, promote; true values beside the oracle's. Under data/rehearsals. Exit
+    code 20 when it ends on broken data.
+    """
+    from rehearsal import Script
+    from rehearsal import rehearse as live_through
+
+    script = Script.parse(weeks=weeks, drift=drift, users=users, seed=seed, reports=reports)
+    campaign = load_campaign()
+    with _bar(f"rehearsing {weeks} weeks") as progress:
+        result = live_through(
+            script, campaign, data_dir(), finish=lambda *parts: _finish(campaign, *parts), progress=progress
+        )
+    _answer(as_json, result.as_dict(), result.text())
+    if result.stopped:
+        raise typer.Exit(20)
 
 
 # ---------------------------------------------------------------------------------------------------- live experiments

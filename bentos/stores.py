@@ -368,17 +368,17 @@ def open_reader(
     if plain and online.type == "sqlite":
         path = str((config.repo_path or Path()) / online.path)
         return SqliteReader(
-            Layout.of(schema, numeric, strings, _request_of(store, schema)), path, config.project, seconds
+            Layout.of(schema, numeric, strings, request_features(store, schema)), path, config.project, seconds
         )
     if plain and online.type == "redis" and online.redis_type == "redis" and online.client == "redis":
         wire = RedisWire.of(online.connection_string, seconds)
         if wire is not None:
-            layout = Layout.of(schema, numeric, strings, _request_of(store, schema))
+            layout = Layout.of(schema, numeric, strings, request_features(store, schema))
             return RedisReader(layout, wire, config.project)
     return FeastReader(store, schema, numeric, strings, seconds)
 
 
-def _request_of(store: FeatureStore, schema: FeatureSchema) -> Request:
+def request_features(store: FeatureStore, schema: FeatureSchema) -> Request:
     """The service's on-demand views, called as Feast calls them: python mode, lists of one."""
     names = {projection.name for projection in store.get_feature_service(schema.service).feature_view_projections}
     views: list[Any] = [view for view in store.list_on_demand_feature_views() if view.name in names]

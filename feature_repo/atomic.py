@@ -1,8 +1,12 @@
-"""Write files so that a reader sees the old content or the new, never half of it: aside, fsync, rename."""
+"""Write files so that a reader sees the old content or the new, never half of it: aside, fsync, rename.
+
+And one process at a time, where two would undo each other's work.
+"""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import shutil
@@ -11,6 +15,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from campaign import DataError
+
+
+@contextmanager
+def exclusive(file: Path, what: str) -> Iterator[None]:
+    """Hold the lock `file` while the block runs; the system lets go of it when the process dies.
+
+    Raises: DataError: another process holds it; `what` says what is running.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{what} is running already ({file} is locked); wait until it is done") from None
+        yield
 
 
 @contextmanager

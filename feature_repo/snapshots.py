@@ -15,7 +15,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -38,6 +38,7 @@ def build_snapshots(
     features_dir: Path,
     until: date | None = None,
     *,
+    only: Collection[date] | None = None,
     threads: int = 1,
     memory_limit: str = "1GB",
     progress: Callable[[int, int], None] | None = None,
@@ -49,6 +50,7 @@ def build_snapshots(
         logs_dir: checked raw logs (`contracts.ingest`).
         features_dir: where the snapshots lie.
         until: last day wanted; default the day after the newest log, or today where that is earlier.
+        only: build no other days than these (a rehearsal decides on Mondays only); default every day.
         threads: DuckDB threads.
         memory_limit: DuckDB's limit, as in "1GB"; what does not fit is spilled beside the snapshots.
         progress: called with (days done, days to do).
@@ -75,7 +77,8 @@ def build_snapshots(
             tell(_why_again(list(stale), len(again)))
         # what makes days stale is written down only when they are built again, so that a killed run is taken up
         write_state(features_dir, {f: stamp for f, stamp in files.items() if f not in stale})
-        days = sorted(again | {d for d in _days(first, until) if d not in built})
+        wanted = [d for d in _days(first, until) if only is None or d in only]
+        days = sorted(again | {d for d in wanted if d not in built})
         if days:
             with _connect(building, threads, memory_limit) as con:
                 _load(con, logs_dir, days[0], days[-1])

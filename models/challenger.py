@@ -48,7 +48,8 @@ class Challenger:
 
     Attributes:
         tag: in the BentoML model store.
-        folder: report.html, values.csv and frame.parquet (rows of all splits with predictions and outcomes).
+        folder: report.html, values.csv, frame.parquet (rows of all splits with predictions and outcomes), gate.parquet
+            (recent rows with predictions that did not see them).
         choice: threshold, and every constraint it passed.
         values: `evaluate` on the `evaluate` users.
     """
@@ -82,7 +83,7 @@ def train_challenger(
     *,
     finish: Finish | None = None,
     progress: Progress | None = None,
-    warm_start: NumpyModel | None = None,
+    champion: NumpyModel | None = None,
 ) -> Challenger:
     """Train on what was known at `as_of`, choose a policy, evaluate it, report it, pack it as the challenger.
 
@@ -92,13 +93,13 @@ def train_challenger(
         data: folder with logs/, decisions/ and features/; reports go to reports/.
         finish: adds to the model folder what serving and monitoring keep there.
         progress: called with (steps done, steps in all) while the network trains.
-        warm_start: start from this model's weights.
+        champion: also train on from its weights, on recent weeks only; the better of the two becomes the challenger.
     """
     store = open_store()
     schema = feature_schema(store)
     frame = training_frame(store, read_decisions(data / "decisions"), campaign, data / "logs", as_of)
     frame["split"] = split_of(frame["user_id"], campaign.splits)
-    return fit_and_report(campaign, frame, schema, data, finish=finish, progress=progress, warm_start=warm_start)
+    return fit_and_report(campaign, frame, schema, data, finish=finish, progress=progress, champion=champion)
 
 
 def fit_and_report(
@@ -109,30 +110,33 @@ def fit_and_report(
     *,
     finish: Finish | None = None,
     progress: Progress | None = None,
-    warm_start: NumpyModel | None = None,
+    champion: NumpyModel | None = None,
 ) -> Challenger:
     """`train_challenger` from a frame that is already there (columns of `training_frame`, and `split`)."""
     from models.report import training_report
-    from models.train import fit
+    from models.starts import fit_starts
 
     spec, checks = fit_spec(campaign, schema), randomisation_checks(campaign, frame, schema)
     require_valid(checks)
     _check_splits(frame)
-    fitted = fit(frame[frame["split"] == "train"], spec, progress=progress, warm_start=warm_start)
+    start, fitted, honest = fit_starts(campaign, frame, spec, champion, progress)
     mu_hat = fitted.predict(frame)
     rival = rivals(frame, spec)
     choice, values = choose_and_evaluate(campaign, frame, mu_hat, rival)
-    predicted = pd.concat([frame, _predictions(campaign, mu_hat, choice), rival_arms(campaign, rival)], axis=1)
+    simpler = rival_arms(campaign, rival)
+    predicted = pd.concat([frame, _predictions(campaign, mu_hat, choice), simpler], axis=1)
+    judged = pd.concat([frame, _predictions(campaign, honest.mu_hat, choice), simpler], axis=1)[honest.rows]
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        fitted.save(folder, _extra(campaign, schema, frame, choice, values))
+        fitted.save(folder, _extra(campaign, schema, frame, choice, values) | {"start": start})
         if finish is not None:
             finish(folder, fitted.model, predicted)
         tag = pack(folder)
     report = data / "reports" / tag.replace(":", "-")
     report.mkdir(parents=True, exist_ok=True)
-    with replacing(report / "frame.parquet") as aside:
-        predicted.to_parquet(aside, index=False)
+    for name, rows in (("frame", predicted), ("gate", judged)):
+        with replacing(report / f"{name}.parquet") as aside:
+            rows.to_parquet(aside, index=False)
     write_text(report / "values.csv", values.to_csv(index=False))
     told = score_drivers(fitted.model, frame, campaign.training.seed)
     html = training_report(campaign, tag, predicted, mu_hat, choice, values, checks, told)

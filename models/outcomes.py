@@ -81,6 +81,10 @@ def _measure(
     files = sorted((logs_dir / measure.table).glob("date=*/*.parquet"))
     if not files:
         raise DataError(f"{logs_dir / measure.table}: no Parquet files; outcome {outcome.name!r} is measured from them")
+    # partitions are by arrival, and a clock may run a day ahead (feature_repo.contracts): earlier ones cannot count
+    (oldest,) = connection.execute("SELECT min(decided_at) FROM decisions").fetchone() or (None,)
+    first = np.datetime64(oldest or 0, "us").astype("datetime64[D]") - 1
+    files = [file for file in files if file.parent.name >= f"date={first}"] or files[-1:]
     query = f"""
         WITH delivered AS (
             SELECT *, row_number() OVER (PARTITION BY {measure.key} ORDER BY created_timestamp) AS delivery

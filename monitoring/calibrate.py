@@ -33,6 +33,10 @@ class Calibration:
     current: Mapping[str, float]
     weeks: tuple[str, ...]
 
+    def summary(self) -> dict[str, Any]:
+        """What a machine reads."""
+        return {"proposed": dict(self.proposed), "current": dict(self.current), "weeks": list(self.weeks)}
+
     def text(self) -> str:
         """Lines for campaign.toml."""
         lines = [f"# calibrated on {len(self.weeks)} quiet weeks, {self.weeks[0]} to {self.weeks[-1]}", "[monitoring]"]
@@ -92,7 +96,7 @@ def prediction_bound(values: np.ndarray, alpha: float) -> float:
 
 
 def read_stats(out_dir: Path, weeks: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """The stats.json of the named weeks (ISO, "2026-W07"), or of every week that was measured.
+    """The stats.json of the named weeks (ISO, "2026-W07"), or of every week that asked for nothing to be done.
 
     Raises: DataError: a named week has none.
     """
@@ -101,4 +105,10 @@ def read_stats(out_dir: Path, weeks: Sequence[str] = ()) -> dict[str, dict[str, 
     if absent:
         there = ", ".join(files) or "none"
         raise DataError(f"{out_dir}: no stats.json of {', '.join(absent)}; weeks there are: {there}")
-    return {week: json.loads(files[week].read_text(encoding="utf-8")) for week in (weeks or files)}
+    chosen = weeks or [week for week, file in files.items() if _was_quiet(file.with_name("decision.json"))]
+    return {week: json.loads(files[week].read_text(encoding="utf-8")) for week in chosen}
+
+
+def _was_quiet(file: Path) -> bool:
+    """Whether a week's decision asked for nothing to be done."""
+    return json.loads(file.read_text(encoding="utf-8"))["action"] in ("none", "warn")

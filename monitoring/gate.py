@@ -2,7 +2,8 @@
 
 The doubly robust scores of the two policies differ only where the policies do, and share the noise of everything else;
 the difference of their means has a standard error far below either value's. A challenger is promoted when the one-sided
-95% lower bound of that difference is above 0: one that is truly worse passes in at most 5% of the cases.
+95% lower bound of that difference is above 0: one that is truly worse passes in at most 5% of the cases. How likely a
+better one would have passed is recorded (`power`): the champion's traffic says little about the arms it never sends.
 
     promote         better than the champion and than sending nothing, not worse than the simple baselines, guardrails
                     and calibration in order
@@ -13,7 +14,7 @@ the difference of their means has a standard error far below either value's. A c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,16 @@ from models.estimators import dr_scores
 from monitoring.realised import MIN_ARM_ROWS, fit_line, mean_and_se, uplifts
 
 ALPHA = 0.05  # one-sided
+WORTH = 0.10  # of the champion's gain over sending nothing: the improvement for which the power is stated
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Challenger minus a baseline policy, per user: the weighted value in EUR, or an outcome in its unit.
 
-    `lower` is the one-sided 95% bound; `limit` is what `lower` (or `difference`, for baselines) must exceed.
+    `lower` is the one-sided 95% bound; `limit` is what `lower` (or `difference`, for baselines) must exceed. `power` is
+    the probability of that bound lying above 0 if the challenger were better by a tenth of the baseline's gain over
+    sending nothing (NaN for guardrails).
     """
 
     name: str
@@ -43,6 +47,7 @@ class Comparison:
     lower: float
     limit: float
     status: str
+    power: float = float("nan")
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,11 @@ class GateVerdict:
     table: tuple[Comparison, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-serialisable."""
-        return asdict(self)
+        """JSON-serialisable: a power that does not apply is null."""
+        raw = asdict(self)
+        for comparison in raw["table"]:
+            comparison["power"] = None if np.isnan(comparison["power"]) else comparison["power"]
+        return raw
 
 
 def judge(
@@ -63,6 +71,8 @@ def judge(
     policies: Mapping[str, np.ndarray],
     mu_hat: np.ndarray,
     campaign: Campaign,
+    *,
+    held_out: np.ndarray | None = None,
 ) -> GateVerdict:
     """Compare the challenger with the champion and the baselines on held-out matured decisions.
 
@@ -73,6 +83,7 @@ def judge(
             any baselines, such as "linear_t_learner" and "response". Send-none is added.
         mu_hat: shape (n, n_arms, n_outcomes), predictions that did not see the row, for the doubly robust scores.
         campaign: arms, weights, costs, guardrails and segments.
+        held_out: rows that the baselines were not trained on, shape (n,), bool; default all.
 
     Raises: DataError: the challenger is missing, or a policy's or mu_hat's shape does not fit the frame.
     """
@@ -86,8 +97,15 @@ def judge(
     scores = {name: _scores(frame, arm, mu_hat, campaign) for name, arm in policies.items()}
     scores["send_none"] = _scores(frame, np.zeros(n, dtype=np.int64), mu_hat, campaign)
     user = pd.factorize(frame["user_id"])[0]
-    rivals = [name for name in scores if name != "challenger"]
-    against = {name: _compare(name, scores["challenger"] - scores[name], user) for name in rivals}
+    against = {}
+    for name in (name for name in scores if name != "challenger"):
+        everywhere = held_out is None or name in ("champion", "send_none")
+        rows = np.ones(n, dtype=bool) if everywhere else np.asarray(held_out)
+        against[name] = _compare(name, (scores["challenger"] - scores[name])[rows], user[rows])
+    if "champion" in against:
+        gain = float((scores["champion"] - scores["send_none"])[:, -1].mean())
+        power = norm.cdf(WORTH * gain / max(against["champion"].se, 1e-12) - norm.ppf(1 - ALPHA))
+        against["champion"] = replace(against["champion"], power=float(power))
     guards = _guardrails(frame, scores, user, campaign)
     calibration = _calibration(frame, campaign)
     return _verdict(against, guards, calibration)
@@ -181,7 +199,10 @@ def _verdict(against: Mapping[str, Comparison], guards: Sequence[Comparison], fl
     table = (*against.values(), *guards)
     rival = against.get("champion", against["send_none"])
     if rival.status != "better":
-        return GateVerdict("keep", (f"not better than {rival.name}: {_words(rival)}",), table)
+        reasons = [f"not better than {rival.name}: {_words(rival)}"]
+        if rival.power == rival.power:  # NaN without a champion
+            reasons.append(f"a challenger better by {WORTH:.0%} would have passed with probability {rival.power:.2f}")
+        return GateVerdict("keep", tuple(reasons), table)
     reasons = []
     if against["send_none"].status != "better":
         reasons.append(f"not better than sending nothing: {_words(against['send_none'])}")

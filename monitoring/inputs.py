@@ -22,9 +22,11 @@ from models.splits import split_of
 from monitoring.weekly import WeekInputs
 
 REFERENCE_ROWS = 20_000
-# These move by themselves: an account grows older, our own messages become history. Shown, never counted as drift.
+# These move by themselves: accounts and logs grow older, our messages become history. Shown, never counted as drift.
 MOVING = (
     "account_age_days",
+    "subscribed_ever",
+    "days_since_subscription_event",
     "messages_7d",
     "messages_28d",
     "messages_90d",
@@ -62,9 +64,6 @@ def weekly_inputs(campaign: Campaign, data: Path, day: date, as_of: datetime) ->
             f"logs end before {as_of:%Y-%m-%d}; ask for a week between"
         )
     in_week = (decisions["decided_at"] >= monday) & (decisions["decided_at"] < monday + pd.Timedelta(days=7))
-    matured = unseen_matured(decisions, campaign, model, as_of)
-    outcomes = measure_outcomes(matured, data / "logs", campaign.outcome, as_of)
-    realised = pd.concat([_with_predictions(store, matured, campaign, model), outcomes], axis=1)
     return WeekInputs(
         week=day,
         as_of=as_of,
@@ -72,11 +71,20 @@ def weekly_inputs(campaign: Campaign, data: Path, day: date, as_of: datetime) ->
         champion=tag,
         features={feature.name: feature.kind for feature in model.spec.features},
         week_frame=_with_predictions(store, decisions[in_week].reset_index(drop=True), campaign, model),
-        matured_frame=known_users(realised, feature_schema(store)).reset_index(drop=True),
+        matured_frame=matured_frame(campaign, data, model, as_of),
         profile=profile,
         reference_sample=_reference_sample(data / "reports" / tag.replace(":", "-") / "frame.parquet"),
         quarantined=_quarantined(data / "quarantine", monday.date()),
     )
+
+
+def matured_frame(campaign: Campaign, data: Path, model: NumpyModel, as_of: datetime) -> pd.DataFrame:
+    """Recent matured decisions a model was not trained on, with features, its predictions, and outcomes."""
+    store = open_store()
+    matured = unseen_matured(read_decisions(data / "decisions"), campaign, model, as_of)
+    outcomes = measure_outcomes(matured, data / "logs", campaign.outcome, as_of)
+    frame = pd.concat([_with_predictions(store, matured, campaign, model), outcomes], axis=1)
+    return known_users(frame, feature_schema(store)).reset_index(drop=True)
 
 
 def moving_features(names: Iterable[str], first_decision: datetime, logs_start: date) -> list[str]:
@@ -94,10 +102,14 @@ def unseen_matured(decisions: pd.DataFrame, campaign: Campaign, model: NumpyMode
     matured = countable(decisions, campaign, as_of)
     end = pd.Timestamp(as_of) - pd.Timedelta(days=campaign.matures_after_days)
     recent = matured["decided_at"] > end - pd.Timedelta(weeks=campaign.monitoring.pool_weeks)
-    trained_until = pd.Timestamp(model.spec.extra["data_window"]["to"])
-    trained_on = (split_of(matured["user_id"], campaign.splits) == "train") & (matured["decided_at"] <= trained_until)
-    kept: pd.DataFrame = matured[recent & ~trained_on].reset_index(drop=True)
+    kept: pd.DataFrame = matured[recent & not_trained_on(matured, campaign, model)].reset_index(drop=True)
     return kept
+
+
+def not_trained_on(decisions: pd.DataFrame, campaign: Campaign, model: NumpyModel) -> np.ndarray:
+    """Decisions that did not train a model: other users' than `train`, or later ones; shape (n,), bool."""
+    later = decisions["decided_at"] > pd.Timestamp(model.spec.extra["data_window"]["to"])
+    return np.asarray(later | (split_of(decisions["user_id"], campaign.splits) != "train"), dtype=bool)
 
 
 def model_predictions(frame: pd.DataFrame, campaign: Campaign, model: NumpyModel) -> pd.DataFrame:

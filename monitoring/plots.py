@@ -15,6 +15,7 @@ LEFT, RIGHT, TOP, BOTTOM = 48, 10, 14, 34
 # Okabe-Ito: distinguishable with every common colour-vision deficiency
 BLUE, VERMILION, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#7F7F7F"
 ACTION_COLOURS = {"none": GREEN, "warn": ORANGE, "retrain": VERMILION, "stop": "#000000"}
+LINE_COLOURS = (GREY, ORANGE, "#56B4E9", GREEN, BLUE)
 ARM_COLOURS = (VERMILION, GREEN, "#CC79A7", ORANGE)
 
 
@@ -80,6 +81,35 @@ def weeks_plot(weeks: Sequence[Mapping[str, Any]]) -> str:
             parts += _whisker(x(i), ends, y(test["realised"]), VERMILION)
     parts.append(_text(WIDTH / 2, HEIGHT - 3, "squares: green fine, orange look, red retrain, black stop"))
     return _svg(parts, "Weeks at a glance: realised uplift and verdict")
+
+
+def values_plot(values: Mapping[str, Sequence[float]], squares: Sequence[str], stars: Sequence[int], rule: int) -> str:
+    """Lines of weekly values; the verdicts as coloured squares below, a star where a new champion follows.
+
+    Args:
+        values: name -> one value per week; the last name is drawn on top.
+        squares: action of each week.
+        stars: places (from 0) of weeks that end with a new champion.
+        rule: place of the week before which a rule is drawn; below 0 for none.
+    """
+    n, bottom = len(squares), HEIGHT - BOTTOM - 18
+    everything = [v for line in values.values() for v in line]
+    low, high = min(everything), max(everything)
+    x, y = _Scale(-0.5, n - 0.5, LEFT, WIDTH - RIGHT), _Scale(low, high, bottom, TOP + 18)
+    parts = _y_axis(low, high, y)
+    parts += [_rule(x(rule - 0.5), TOP + 12, x(rule - 0.5), bottom, "4 3")] if rule >= 0 else []
+    for i, (name, line) in enumerate(values.items()):
+        colour = LINE_COLOURS[i % len(LINE_COLOURS)]
+        parts.append(_path([(x(k), y(v)) for k, v in enumerate(line)], colour))
+        parts.append(f'<g fill="{colour}">{_text(LEFT + (i + 0.5) * (WIDTH - LEFT) / len(values), TOP, name)}</g>')
+    width = min(14.0, 0.8 * (WIDTH - LEFT) / n)
+    for k, action in enumerate(squares):
+        box = f'x="{x(k) - width / 2:.1f}" y="{bottom + 6}" width="{width:.1f}" height="12" rx="2"'
+        parts.append(f'<rect {box} fill="{ACTION_COLOURS[action]}"/>')
+        parts.append(_text(x(k), bottom + 2, "*") if k in stars else "")
+        parts.append(_text(x(k), HEIGHT - 20, str(k + 1)) if n <= 12 or k % 5 == 4 else "")
+    words = "week; squares: green fine, orange look, red retrain, black stop; *: new champion"
+    return _svg([*parts, _text(WIDTH / 2, HEIGHT - 3, words)], "True value of each policy by week, EUR per user")
 
 
 def _weighted(week: Mapping[str, Any]) -> Mapping[str, Any] | None:

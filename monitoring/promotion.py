@@ -1,22 +1,34 @@
-"""The gate applied: the challenger's and the champion's policies on the same held-out decisions, then the pointer."""
+"""The gate applied: judge a challenger, move the pointer; and fall back from a champion that does harm.
+
+Promotions, retrainings and rollbacks exclude each other (`changing_champion`), so a challenger is judged against the
+champion it replaces. The pointer itself is replaced by one rename: killed at any moment, it is the old one or the new.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 
 from campaign import Campaign, DataError, ModelError
-from feature_repo.atomic import write_json
+from feature_repo.atomic import exclusive, write_json
+from models.challenger import SEND_NOTHING
 from models.forward import NumpyModel
 from models.predictions import mu_hat_of
-from models.registry import model_path, promote, read_pointer
+from models.registry import model_path, pack, promote, read_pointer, rollback
 from monitoring.gate import GateVerdict, judge
-from monitoring.inputs import model_predictions
+from monitoring.inputs import matured_frame, model_predictions, not_trained_on
+from monitoring.realised import measure_realised
+
+CERTAIN = 1.645  # standard errors above 0, one-sided 95%
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,13 @@ class Promotion:
         said = "gate skipped" if self.gate is None else f"gate: {self.gate.verdict}"
         reasons = [f"  - {reason}" for reason in self.gate.reasons] if self.gate else []
         return "\n".join([f"{self.tag}: {said}", *reasons, f"champion: {self.champion or 'none'}"])
+
+
+@contextmanager
+def changing_champion(data: Path) -> Iterator[None]:
+    """Hold while a champion is judged or replaced (DataError: another process does)."""
+    with exclusive(data / "registry" / ".changing", "a promotion, rollback or retraining"):
+        yield
 
 
 def promote_challenger(campaign: Campaign, data: Path, tag: str | None, *, force: bool, now: datetime) -> Promotion:
@@ -71,18 +90,67 @@ def promote_challenger(campaign: Campaign, data: Path, tag: str | None, *, force
 
 
 def run_gate(campaign: Campaign, data: Path, tag: str, champion: str | None) -> GateVerdict:
-    """Judge on the challenger's `evaluate` users: no model was trained on them, no threshold chosen with them."""
-    file = data / "reports" / tag.replace(":", "-") / "frame.parquet"
+    """Judge on recent decisions that neither model was trained on, nor the challenger's threshold chosen with."""
+    file = data / "reports" / tag.replace(":", "-") / "gate.parquet"
     if not file.exists():
         raise ModelError(f"{file}: the rows {tag} was judged on are gone; run `tactful train` again")
     frame = pd.read_parquet(file)
-    frame = frame[frame["split"] == "evaluate"].reset_index(drop=True)
-    policies = {"challenger": frame["policy_arm"].to_numpy()}
-    policies |= {name.removeprefix("arm_of_"): frame[name].to_numpy() for name in frame.filter(like="arm_of_").columns}
+    policies = {}
     if champion is not None:
         model = NumpyModel.load(model_path(champion))
+        frame = frame[not_trained_on(frame, campaign, model)].reset_index(drop=True)
         policies["champion"] = model_predictions(frame, campaign, model)["policy_arm"].to_numpy()
-    return judge(frame, policies, mu_hat_of(frame, campaign.arm_names, campaign.outcome_names), campaign)
+    policies["challenger"] = frame["policy_arm"].to_numpy()
+    policies |= {name.removeprefix("arm_of_"): frame[name].to_numpy() for name in frame.filter(like="arm_of_").columns}
+    mu_hat = mu_hat_of(frame, campaign.arm_names, campaign.outcome_names)
+    held_out = (frame["split"] == "evaluate").to_numpy()
+    return judge(frame, policies, mu_hat, campaign, held_out=held_out)
+
+
+def fall_back(campaign: Campaign, data: Path, reason: str, *, as_of: datetime, now: datetime) -> str:
+    """Replace a harmful champion at once: by the one before it where that surely helps, else by sending nothing.
+
+    Sending nothing is the champion's own network with a threshold that no score exceeds: holdout and exploration go on,
+    so the next challenger can still be trained and judged.
+
+    Args:
+        campaign: as for the gate.
+        data: data folder.
+        reason: kept in the history.
+        as_of: nothing that arrived later is used.
+        now: written into the history.
+
+    Returns: the new champion's tag.
+    """
+    pointer = read_pointer()
+    if pointer.champion is None:
+        raise ModelError("no champion to fall back from")
+    if pointer.previous and _surely_helps(campaign, data, pointer.previous[-1], as_of):
+        return str(rollback(f"fallback: {reason}", at=now.isoformat()).champion)
+    tag = _silent(pointer.champion, reason)
+    # the reports of its twin are its own: same rows, same network
+    report, twin = (data / "reports" / name.replace(":", "-") for name in (tag, pointer.champion))
+    if twin.exists():
+        shutil.copytree(twin, report, dirs_exist_ok=True)
+    return str(promote(tag, f"fallback to sending nothing: {reason}", at=now.isoformat()).champion)
+
+
+def _surely_helps(campaign: Campaign, data: Path, tag: str, as_of: datetime) -> bool:
+    """Whether a model's policy is better than sending nothing on recent matured decisions, at 95% one-sided."""
+    model = NumpyModel.load(model_path(tag))
+    realised = measure_realised(matured_frame(campaign, data, model, as_of), campaign)
+    return realised is not None and realised.gain > CERTAIN * realised.gain_se
+
+
+def _silent(tag: str, reason: str) -> str:
+    """Pack a copy of a model that sends nothing; returns its tag, the same for the same model."""
+    with TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "model"
+        shutil.copytree(model_path(tag), folder, ignore=shutil.ignore_patterns("model.yaml"))
+        spec = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        spec["policy"] = {"threshold": SEND_NOTHING, "reason": f"fallback from {tag}"}
+        write_json(folder / "model.json", spec)
+        return pack(folder, set_challenger=False)
 
 
 def last_decision(monitoring_dir: Path) -> dict[str, Any]:

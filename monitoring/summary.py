@@ -12,7 +12,7 @@ from monitoring.plots import ACTION_COLOURS, decile_plot, drift_plot, weeks_plot
 
 WEEKS_SHOWN = 12
 
-_STYLE = """
+PAGE_STYLE = """
 :root { color-scheme: light dark; --soft: #57606a; --line: #d0d7de; --panel: #f6f8fa; }
 @media (prefers-color-scheme: dark) { :root { --soft: #9da7b1; --line: #3d444d; --panel: #161b22; } }
 * { box-sizing: border-box; }
@@ -49,14 +49,14 @@ def summary_html(
         for title, svg in _plots(decision, statistics, history, campaign)
     )
     tables = "".join(
-        f'<h2>{escape(title)}</h2><div class="scroll">{_html_table(head, rows)}</div>'
+        f'<h2>{escape(title)}</h2><div class="scroll">{html_table(head, rows)}</div>'
         for title, head, rows in _tables(statistics)
         if rows
     )
     links = '<a href="report.html">Evidently report</a> · ' if decision.record.get("report") else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(_title(decision, campaign))}</title><style>{_STYLE}</style></head><body>
+<title>{escape(_title(decision, campaign))}</title><style>{PAGE_STYLE}</style></head><body>
 <h1>{escape(_title(decision, campaign))}</h1>
 <p class="lead">Champion {escape(decision.champion or "none")} · data until {decision.record["decided_at"][:10]}</p>
 <div class="verdict" style="border-color: {ACTION_COLOURS[decision.action]}">
@@ -172,7 +172,8 @@ def _note(statistics: Statistics) -> str:
     return " ".join(words)
 
 
-def _html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Head and rows as an escaped HTML table."""
     cells = "".join(f'<th scope="col">{escape(h)}</th>' for h in head)
     body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in rows)
     return f"<table><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>"

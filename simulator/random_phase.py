@@ -106,19 +106,30 @@ def _run(
     progress: Callable[[float], None] | None, share: tuple[float, float],
 ) -> None:  # fmt: skip
     """Live through one chunk of users, all days, with random arms."""
+    for day in range(days):
+        random_day(world, first, holdout_share)
+        if progress is not None:
+            progress(share[0] + share[1] * (day + 1) / days)
+
+
+def random_day(world: World, first: int, holdout_share: float) -> None:
+    """Live through one day with random arms; its decisions and their truth are written beside the logs.
+
+    Args:
+        world: on the day.
+        first: number of the first user of this chunk.
+        holdout_share: share of users never messaged.
+    """
     n_arms = len(world.messages) + 1
     propensities = np.full(n_arms, (1 - holdout_share) / n_arms)
     propensities[0] += holdout_share
-    for day in range(days):
-        due = world.due()
-        if len(due.user_ids):
-            holdout = uniform(due.user_key, "holdout") < holdout_share
-            arms = np.where(holdout, 0, (uniform(due.key, "random arm") * n_arms).astype(np.int64))
-            world.decide(arms)
-            _write_decisions(world, first, due, arms, holdout, propensities, holdout_share)
-        world.advance()
-        if progress is not None:
-            progress(share[0] + share[1] * (day + 1) / days)
+    due = world.due()
+    if len(due.user_ids):
+        arms, holdout = random_arms(world, due, holdout_share)
+        world.decide(arms)
+        _write_decisions(world, first, due, arms, holdout, propensities, holdout_share)
+        write_truth(world, first, due)
+    world.advance()
 
 
 def _write_decisions(
@@ -142,13 +153,26 @@ def _write_decisions(
     }  # fmt: skip
     part = f"part-{first:08d}"
     write_part(world.root / "decisions", world.date, part, DECISIONS, columns)
+
+
+def random_arms(world: World, due: Due, holdout_share: float) -> tuple[Ints, np.ndarray]:
+    """A random arm for everybody who is due, control for the holdout; and who is in the holdout."""
+    n_arms = len(world.messages) + 1
+    holdout = uniform(due.user_key, "holdout") < holdout_share
+    return np.where(holdout, 0, (uniform(due.key, "random arm") * n_arms).astype(np.int64)), holdout
+
+
+def write_truth(world: World, first: int, due: Due) -> None:
+    """The true expected outcomes of everybody who is due, under every arm: one row per user and arm."""
+    n, k = due.truth.shape[:2]
+    ids = pa.array(due.user_ids, pa.string())
     truth = {
         "user_id": ids.take(pa.array(np.repeat(np.arange(n), k))),
         "decided_at": np.repeat(due.decided_at, k),
         "arm": np.tile(np.arange(k), n),
     }
     truth |= {name: due.truth[:, :, i].ravel() for i, name in enumerate(OUTCOMES)}
-    write_table(world.root / "truth" / f"{world.date}-{part}.parquet", TRUTH, truth)
+    write_table(world.root / "truth" / f"{world.date}-part-{first:08d}.parquet", TRUTH, truth)
 
 
 def _found(root: Path, world: dict[str, Any], aside: Path) -> dict[str, Any] | None:

@@ -57,10 +57,11 @@ def test_calibrate_too_few_weeks():
 
 
 def test_read_stats(tmp_path):
-    for name in ("2026-W07", "2026-W08"):
+    for name, action in (("2026-W06", "retrain"), ("2026-W07", "none"), ("2026-W08", "warn")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "stats.json").write_text(json.dumps({"drift": None}))
+        (tmp_path / name / "decision.json").write_text(json.dumps({"action": action}))
     assert list(read_stats(tmp_path)) == ["2026-W07", "2026-W08"]
     assert list(read_stats(tmp_path, ["2026-W08"])) == ["2026-W08"]
-    with pytest.raises(DataError, match=r"no stats\.json of 2026-W09; weeks there are: 2026-W07, 2026-W08"):
+    with pytest.raises(DataError, match=r"no stats\.json of 2026-W09; weeks there are: 2026-W06, 2026-W07, 2026-W08"):
         read_stats(tmp_path, ["2026-W09"])

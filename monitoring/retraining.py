@@ -1,0 +1,90 @@
+"""What follows a verdict: fall back where the champion does harm, train a challenger, put it through the gate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from campaign import Campaign, DataError
+from models.challenger import Challenger, Finish, Progress, train_challenger
+from models.forward import NumpyModel
+from models.registry import champion_tag, model_path
+from monitoring.promotion import Promotion, changing_champion, fall_back, last_decision, promote_challenger
+
+
+@dataclass(frozen=True)
+class Retraining:
+    """What was done about a week's decision.
+
+    Attributes:
+        week: ISO week of the decision; action: what it asked for.
+        fallback: tag that replaced a harmful champion at once, None where there was no need.
+        promotion: what the gate said of the new challenger; None where none was trained.
+    """
+
+    week: str
+    action: str
+    fallback: str | None = None
+    promotion: Promotion | None = None
+
+    def summary(self) -> dict[str, Any]:
+        """What a machine reads."""
+        found: dict[str, Any] = {"action": self.action, "trained": self.promotion is not None}
+        found |= {"fallback": self.fallback} if self.fallback else {}
+        return found | (self.promotion.summary() if self.promotion else {})
+
+    def text(self) -> str:
+        """What a person reads."""
+        lines = [f"fell back to {self.fallback}: the champion's ranking is upside down"] if self.fallback else []
+        return "\n".join(
+            [*lines, self.promotion.text() if self.promotion else f"week {self.week}: no retraining asked for"]
+        )
+
+
+def retrain(
+    campaign: Campaign,
+    data: Path,
+    *,
+    as_of: datetime,
+    now: datetime,
+    force: bool = False,
+    finish: Finish | None = None,
+    progress: Progress | None = None,
+) -> Retraining:
+    """Act on the newest decision.json.
+
+    Args:
+        campaign: what is trained for.
+        data: data folder.
+        as_of: nothing that arrived later is used.
+        now: written into the champion's history.
+        force: train also where the decision does not ask for it (never on broken data).
+        finish: of `train_challenger`.
+        progress: of `train_challenger`.
+
+    Raises: DataError: the data is broken, there is no decision, or another retraining runs.
+    """
+    with changing_champion(data):
+        decision = last_decision(data / "monitoring")
+        week, action = str(decision["week"]), str(decision["action"])
+        if action == "stop":
+            raise DataError(f"week {week}: the data is broken ({', '.join(decision['reasons'])}); mend it first")
+        # a champion that came later was not what the week found harmful
+        harmful = decision["fallback"] and decision["champion"] == champion_tag()
+        fallback = fall_back(campaign, data, f"week {week}", as_of=as_of, now=now) if harmful else None
+        if action != "retrain" and not force:
+            return Retraining(week, action, fallback)
+        challenger = train_against(campaign, data, as_of=as_of, finish=finish, progress=progress)
+        promotion = promote_challenger(campaign, data, challenger.tag, force=False, now=now)
+        return Retraining(week, action, fallback, promotion)
+
+
+def train_against(
+    campaign: Campaign, data: Path, *, as_of: datetime, finish: Finish | None, progress: Progress | None
+) -> Challenger:
+    """Train a challenger, from scratch and on from the champion where there is one."""
+    tag = champion_tag()
+    champion = NumpyModel.load(model_path(tag)) if tag else None
+    return train_challenger(campaign, as_of, data, finish=finish, progress=progress, champion=champion)
