@@ -22,6 +22,7 @@ import numpy as np
 
 from campaign import Campaign
 from feature_repo.atomic import exclusive, replacing, write_json, write_text
+from feature_repo.log_files import STATE
 from models.challenger import Finish
 from rehearsal.script import RANDOM_WEEKS, Result, Script, Week
 
@@ -231,6 +232,8 @@ def _forget_unfinished(folder: Path, script: Script, week: int) -> None:
     for path in (data / "monitoring").glob("*-W*"):
         if path.name >= f"{monday:%G-W%V}":
             shutil.rmtree(path)
+    # the logs are written again, the same: no snapshot is stale for that
+    (data / "features" / STATE).unlink(missing_ok=True)
     if week > 1:
         stamp = json.loads(_stamp(folder, week - 1).read_text(encoding="utf-8"))
         write_json(data / "registry" / "champion.json", stamp["pointer"])
