@@ -125,6 +125,8 @@ def fall_back(campaign: Campaign, data: Path, reason: str, *, as_of: datetime, n
     pointer = read_pointer()
     if pointer.champion is None:
         raise ModelError("no champion to fall back from")
+    if _sends_nothing(pointer.champion):
+        return pointer.champion
     if pointer.previous and _surely_helps(campaign, data, pointer.previous[-1], as_of):
         return str(rollback(f"fallback: {reason}", at=now.isoformat()).champion)
     tag = _silent(pointer.champion, reason)
@@ -133,6 +135,10 @@ def fall_back(campaign: Campaign, data: Path, reason: str, *, as_of: datetime, n
     if twin.exists():
         shutil.copytree(twin, report, dirs_exist_ok=True)
     return str(promote(tag, f"fallback to sending nothing: {reason}", at=now.isoformat()).champion)
+
+
+def _sends_nothing(tag: str) -> bool:
+    return bool(NumpyModel.load(model_path(tag)).spec.extra["policy"]["threshold"] >= SEND_NOTHING)
 
 
 def _surely_helps(campaign: Campaign, data: Path, tag: str, as_of: datetime) -> bool:

@@ -80,16 +80,15 @@ def test_rehearse_again_repeats_nothing(rehearsed):
 
 # what happens after a verdict, in the finished rehearsal's own data, registry and model store
 AFTERWARDS = """
-import json, os, sys
+import json, os, shutil, sys
 folder = sys.argv[1]
 os.environ |= {"TACTFUL_DATA": folder + "/data", "TACTFUL_FEATURE_REPO": folder + "/repo",
                "BENTOML_HOME": folder + "/bentoml"}
 from datetime import UTC, datetime
 from pathlib import Path
-import numpy as np
 from bentos.engine import load_bundle
-from bentos.engine import Rows
 from campaign import DataError, load_campaign
+from models import registry
 from models.registry import model_path, read_pointer
 from monitoring.promotion import changing_champion, fall_back
 from monitoring.retraining import retrain
@@ -101,6 +100,7 @@ try:
 except DataError as error:
     found["broken"] = str(error)
 found["silent"] = fall_back(campaign, data, "week X", **when)
+found["still"] = fall_back(campaign, data, "week X", **when)
 bundle = load_bundle(found["silent"], model_path(found["silent"]), campaign)
 found["threshold"] = bundle.threshold
 found["report"] = (data / "reports" / found["silent"].replace(":", "-") / "frame.parquet").exists()
@@ -113,7 +113,14 @@ week = sorted((data / "monitoring").glob("*-W*/decision.json"))[-1]
 decision = json.loads(week.read_text()) | {"action": "warn", "fallback": True}
 week.write_text(json.dumps(decision))
 found["not_again"] = retrain(campaign, data, **when).fallback
-week.write_text(json.dumps(decision | {"champion": found["silent"]}))
+third = data.parent / "third"
+shutil.copytree(model_path(found["first"]), third, ignore=shutil.ignore_patterns("model.yaml"))
+spec = json.loads((third / "model.json").read_text())
+(third / "model.json").write_text(json.dumps(spec | {"policy": {"threshold": -1e6, "reason": "send to everybody"}}))
+registry.rollback("by hand", at="now")
+found["third"] = registry.pack(third)
+registry.promote(found["third"], "by hand", at="now")
+week.write_text(json.dumps(decision | {"champion": found["third"]}))
 found["back"] = retrain(campaign, data, **when).summary()
 found["reasons"] = [entry["reason"] for entry in read_pointer().history]
 print(json.dumps(found))
@@ -128,13 +135,15 @@ def test_fall_back_at_once_to_nothing_or_to_a_predecessor_that_helps(rehearsed):
     found = json.loads(printed.splitlines()[-1])
     assert "the data is broken" in found["broken"]
     assert found["silent"] != found["first"]
+    assert found["still"] == found["silent"]
     assert found["threshold"] > 1e300
     assert found["report"]
     assert "is running already" in found["busy"]
     assert found["not_again"] is None  # the week's finding was about a champion that is gone
     # the first model surely helped on the weeks before the bug, so it comes back
     assert found["back"] == {"action": "warn", "trained": False, "fallback": found["first"]}
-    assert found["reasons"][1:] == ["fallback to sending nothing: week X", f"fallback: week {found_week(data)}"]
+    assert found["reasons"][1] == "fallback to sending nothing: week X"
+    assert found["reasons"][-1] == f"fallback: week {found_week(data)}"
 
 
 def found_week(data: Path) -> str:
