@@ -1,6 +1,6 @@
 """What weekly monitoring promises, measured on simulated platforms with known truth.
 
-    .venv/bin/python benchmarks/weekly.py [PART ...] [--scale 0.2]      parts: alarms detection gate speed; default all
+    .venv/bin/python benchmarks/weekly.py [PART ...] [--scale 0.2]      parts: see --help; default all
 
 Writes the section `monitoring` of docs/benchmarks.md; parts that are not run keep their last lines. One process; about
 16 minutes of one core for alarms, 8 for detection, 15 for the gate and as long as Evidently takes for speed. `--scale`
@@ -15,11 +15,13 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.stats import norm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "monitoring"))
@@ -42,6 +44,7 @@ from monitoring.realised import measure_realised  # noqa: E402
 from monitoring.weekly import measure_week, record  # noqa: E402
 
 WEEKS = 52
+GATE_ROWS = 50_000
 MATURED_LAG = 5  # weeks from a decision until its outcome is known
 Row = tuple[str, str, str]
 
@@ -148,11 +151,7 @@ def gate_trials(gap: float, trials: int, rows: int, seed: int, *, service: bool)
         rng = np.random.default_rng([seed, trial])
         frame = make_frame(rng, rows, service=False)
         score = frame["score"].to_numpy()
-        common, *own = rng.normal(size=(3, rows))  # models of one team make half of their errors together
-        champion, challenger = (
-            _policy(score, share, (common + noise) / np.sqrt(2))
-            for share, noise in zip((0.75, 0.75 + gap), own, strict=True)
-        )
+        champion, challenger = rival_policies(score, gap, rng)
         if service:
             frame = make_frame(np.random.default_rng([seed, trial]), rows, policy=champion)
         mu_hat = np.stack([frame[[f"mu_none_{o}" for o in setup.outcome_names]].to_numpy()] * 2, axis=1)
@@ -163,6 +162,16 @@ def gate_trials(gap: float, trials: int, rows: int, seed: int, *, service: bool)
     return {name: verdicts[name] / trials for name in ("promote", "keep", "needs_a_person")} | {
         "gap": float(np.mean(real))
     }
+
+
+def rival_policies(score: np.ndarray, gap: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Arms of a champion with 75% of the oracle's value and of a challenger with `gap` more."""
+    common, *own = rng.normal(size=(3, len(score)))  # models of one team make half of their errors together
+    champion, challenger = (
+        _policy(score, share, (common + noise) / np.sqrt(2))
+        for share, noise in zip((0.75, 0.75 + gap), own, strict=True)
+    )
+    return champion, challenger
 
 
 def _policy(score: np.ndarray, share: float, noise: np.ndarray) -> np.ndarray:
@@ -237,19 +246,69 @@ def measure_detection(scale: float) -> list[Row]:
     return rows
 
 
-def measure_gate(scale: float) -> list[Row]:
-    """How often challengers of known value pass."""
-    rows = []
-    cases = [(gap, 200, service) for gap in (-0.03, -0.01) for service in (True, False)]
-    cases += [(gap, 50, service) for gap in (0.05, 0.10, 0.20) for service in (True, False)]
-    for gap, trials, service in cases:
-        target = "<= .05" if gap < 0 else ">= .80" if gap == 0.10 else ""
-        trials = scaled(trials, scale)
-        found = gate_trials(gap, trials, 50_000, 600, service=service)
-        log = "the champion's traffic" if service else "a random phase"
-        se = np.sqrt(found["promote"] * (1 - found["promote"]) / trials)
-        what = f"promoted: challenger {found['gap']:+.3f} of the oracle's value, 50,000 decisions of {log}"
-        rows.append((what, target, f"{found['promote']:.2f} (SE {se:.2f}, {trials} trials)"))
+def share_promoted(gap: float, trials: int, *, service: bool, seed: int = 600) -> Row:
+    """How often a challenger of known value passes."""
+    target = "<= .05" if gap < 0 else ">= .80" if gap == 0.10 else ""
+    found = gate_trials(gap, trials, GATE_ROWS, seed, service=service)
+    log = "the champion's traffic" if service else "a random phase"
+    se = np.sqrt(found["promote"] * (1 - found["promote"]) / trials)
+    person = f", needs a person {found['needs_a_person']:.2f}" if found["needs_a_person"] else ""
+    what = f"promoted: challenger {found['gap']:+.3f} of the oracle's value, {GATE_ROWS:,} decisions of {log}"
+    return what, target, f"{found['promote']:.2f} (SE {se:.2f}, {trials} trials{person})"
+
+
+def measure_worse(scale: float) -> list[Row]:
+    """Challengers that are truly worse, by a little."""
+    return [share_promoted(-0.01, scaled(200, scale), service=service) for service in (True, False)]
+
+
+def measure_better(scale: float) -> list[Row]:
+    """Challengers that are truly better: the power curve."""
+    gaps = (0.05, 0.10, 0.20)
+    return [share_promoted(gap, scaled(50, scale), service=service) for gap in gaps for service in (True, False)]
+
+
+def power_bound(gap: float, explorations: Sequence[float], trials: int, seed: int) -> np.ndarray:
+    """Power of the best unbiased estimator at each exploration share, mean over trials; shape (len(explorations),).
+
+    Both models' predictions are taken as exact. Where the policies differ the score then has variance v1/p1 + v0/p0
+    (v: variance of the outcome under an arm, p: its probability), and that of the uplift itself is added: the
+    semiparametric bound (Hahn 1998, Econometrica 66, theorem 1), which doubly robust scores attain.
+    """
+    setup, powers = campaign(), []
+    holdout = setup.assignment.holdout_share
+    for trial in range(trials):
+        rng = np.random.default_rng([seed, trial])
+        frame = make_frame(rng, GATE_ROWS, service=False)
+        champion, challenger = rival_policies(frame["score"].to_numpy(), gap, rng)
+        gain = frame["score"].to_numpy() * (challenger - champion)
+        control, message = (_outcome_variance(frame, message) for message in (False, True))
+        for share in explorations:
+            p = share / 2 + (1 - holdout - share) * champion
+            noise = np.where(champion == challenger, 0.0, message / p + control / (1 - p))
+            se = np.sqrt((noise.mean() + gain.var()) / GATE_ROWS)
+            powers.append(norm.cdf(gain.mean() / se - norm.ppf(0.95)))
+    return np.array(powers).reshape(trials, len(explorations)).mean(axis=0)
+
+
+def _outcome_variance(frame: pd.DataFrame, message: bool) -> np.ndarray:
+    """Variance of the weighted outcome given the features, EUR^2; the three outcomes are drawn independently."""
+    setup, total = campaign(), np.zeros(len(frame))
+    for outcome in setup.outcome:
+        mean = frame[f"mu_none_{outcome.name}"] + message * frame[f"uplift_{setup.arm_names[1]}_{outcome.name}"]
+        variance = mean * (1 - mean) if outcome.kind == "binary" else mean**2  # listening is exponential
+        total += outcome.weight**2 * np.clip(variance.to_numpy(), 0, None)
+    return total
+
+
+def measure_bound(scale: float) -> list[Row]:
+    """What any unbiased gate could do with the champion's traffic."""
+    explorations, trials, rows = (0.1, 0.2, 0.4, 0.8), scaled(20, scale), []
+    for gap in (0.05, 0.10, 0.20):
+        found = power_bound(gap, explorations, trials, 600)
+        what = f"bound of the power, challenger {gap:+.2f} of the oracle's value, {GATE_ROWS:,} decisions"
+        told = ", ".join(f"{power:.2f} at {share:.0%}" for share, power in zip(explorations, found, strict=True))
+        rows.append((f"{what} of the champion's traffic, by exploration share", "", told))
     return rows
 
 
@@ -262,7 +321,14 @@ def measure_speed(scale: float) -> list[Row]:
     return [(what, ">= 100x", f"{seconds['ours']:.2f} s against {seconds['evidently']:.0f} s: {ratio:.0f}x")]
 
 
-PARTS = {"alarms": measure_alarms, "detection": measure_detection, "gate": measure_gate, "speed": measure_speed}
+PARTS = {
+    "alarms": measure_alarms,
+    "detection": measure_detection,
+    "gate_worse": measure_worse,
+    "gate_better": measure_better,
+    "gate_bound": measure_bound,
+    "speed": measure_speed,
+}
 
 
 def scaled(number: int, scale: float) -> int:

@@ -9,8 +9,11 @@ import pytest
 from serving_world import END, NOW
 
 from bentos.bulk import score_all
+from bentos.features import Ask
 from bentos.schemas import DecideRequest
+from bentos.snapshot_reader import SnapshotReader
 from bentos.worker import Worker
+from feature_repo.retrieval import feature_schema, open_store
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -93,3 +96,27 @@ def test_worker_survives_a_clock_that_jumps(inside, monkeypatch):
     uplifts = [[d["uplift"] for d in answers] for answers in (behind, first)]
     assert uplifts[0] == uplifts[1], "features from the future of a clock that is behind are still the newest"
     assert back == first
+
+
+async def rows_of_both(users, at):
+    """Rows of the worker's own reader, and of the day's snapshot, for the same requests."""
+    worker = Worker()
+    await worker.start()
+    try:
+        serving = worker.decider.champion.serving
+        asks = [Ask("", users, 20, "home"), Ask("", ["nobody"], None, None), Ask("", users[:3], 3, "radio")]
+        store = open_store()
+        snapshot = SnapshotReader(store, feature_schema(store, serving.bundle.feature_service), serving.bundle)
+        snapshot.open(END)
+        return await serving.reader.read(asks, at), await snapshot.read(asks, at)
+    finally:
+        await worker.stop()
+
+
+def test_snapshot_reader_equals_the_online_store(inside):
+    users = pd.read_parquet(inside / "data" / "features" / f"date={END}" / "snapshot.parquet")["user_id"][:200].tolist()
+    online, snapshot = asyncio.run(rows_of_both(users, NOW))
+    for name in ("numeric", "status", "timestamp"):
+        np.testing.assert_array_equal(getattr(snapshot, name), getattr(online, name), err_msg=name)
+    assert snapshot.strings.tolist() == online.strings.tolist()
+    assert len(set(online.status.tolist())) == 2  # known and unknown users were compared
