@@ -393,8 +393,10 @@ def retrain(
 
     Reads the last decision.json under data/monitoring; does nothing where it asks for nothing.
     """
+    from monitoring.promotion import last_decision
     from monitoring.retraining import retrain as act
 
+    last_decision(data_dir() / "monitoring")  # what is missing first is said first
     campaign = load_campaign()
     with _bar("training the network") as progress:
         done = act(
