@@ -389,9 +389,10 @@ def retrain(
     force: Annotated[bool, typer.Option(help="Train whatever the last verdict was (never on broken data).")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Act on the verdict: fall back from harm, train, compare, promote or keep.
+    """Act on the verdict: train, compare, promote or keep.
 
-    Reads the last decision.json under data/monitoring; does nothing where it asks for nothing.
+    Reads the last decision.json under data/monitoring; does nothing where it asks for nothing. Falls back at once where
+    the champion does harm.
     """
     from monitoring.promotion import last_decision
     from monitoring.retraining import retrain as act
@@ -416,7 +417,7 @@ def rehearse(
     weeks: Annotated[int, typer.Option(min=1, max=104, help="Weeks under the service, after the random phase.")] = 26,
     drift: Annotated[str, typer.Option(help="none, or price|market|fatigue|tracking@WEEK, as in price@8.")] = "none",
     users: Annotated[int, typer.Option(min=1000, help="Users of the platform; a quarter decide each week.")] = 20_000,
-    seed: Annotated[int, typer.Option(min=0)] = 7,
+    seed: Annotated[int, typer.Option(min=0, help="Of every draw of the simulation.")] = 7,
     reports: Annotated[bool, typer.Option(help="Also draw Evidently's report of every week (slow).")] = False,
     as_json: JsonOption = False,
 ) -> None:
