@@ -695,10 +695,13 @@ def _logs_end() -> date:
 
 def _log_days() -> tuple[date, date]:
     """First and last day of raw logs."""
-    days = [path.name.removeprefix("date=") for path in (data_dir() / "logs").glob("*/date=*")]
+    from feature_repo.contracts import LOGS
+    from feature_repo.log_files import arrival, log_files
+
+    days = {arrival(path.parent) for log in LOGS for path in log_files(data_dir() / "logs" / log)}
     if not days:
         raise DataError(f"{data_dir() / 'logs'}: no logs; run `tactful simulate`, or put your own there (docs/logs.md)")
-    return date.fromisoformat(min(days)), date.fromisoformat(max(days))
+    return min(days), max(days)
 
 
 def _world_end(users: int, days: int, seed: int) -> date:

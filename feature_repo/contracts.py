@@ -23,7 +23,7 @@ from campaign import DataError
 from feature_repo import checks
 from feature_repo.atomic import write_json, write_text
 from feature_repo.checks import Column, Contract, check_file
-from feature_repo.log_files import stamp_of
+from feature_repo.log_files import log_files, stamp_of
 
 __all__ = ["DECISIONS", "LOGS", "Column", "Contract", "Quarantined", "check_file", "ingest"]
 
@@ -172,7 +172,7 @@ def ingest(logs_dir: Path, quarantine_dir: Path) -> list[Quarantined]:
     seen = _read_seen(logs_dir)
     checked, quarantined = {}, []
     for name, contract in LOGS.items():
-        for path in sorted((logs_dir / name).glob("date=*/*.parquet")):
+        for path in log_files(logs_dir / name):
             key, stamp = path.relative_to(logs_dir).as_posix(), stamp_of(path)
             try:
                 if seen.get(key) != stamp:

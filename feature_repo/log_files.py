@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from datetime import date, timedelta
 from pathlib import Path
 
+from campaign import DataError
 from feature_repo import aggregates
 from feature_repo.atomic import write_json
 
@@ -24,6 +25,25 @@ _REACH = timedelta(days=aggregates.LOOKBACK_DAYS + aggregates.CORRECTION_DAYS + 
 _REACHES = {"sessions": _REACH, "messages": _REACH}
 
 
+def log_files(folder: Path) -> list[Path]:
+    """The files of one table in order; hidden ones, which another program may still be writing, are left out.
+
+    Raises: DataError: a folder `date=...` that is no date.
+    """
+    files = sorted(p for p in folder.glob("date=*/*.parquet") if p.name[0] not in "._")
+    for parent in dict.fromkeys(path.parent for path in files):
+        arrival(parent)
+    return files
+
+
+def arrival(partition: Path) -> date:
+    """The date of a folder `date=YYYY-MM-DD` (DataError: it is none)."""
+    try:
+        return date.fromisoformat(partition.name.removeprefix("date="))
+    except ValueError:
+        raise DataError(f"{partition}: not a date; expected a folder date=YYYY-MM-DD, the day of arrival") from None
+
+
 def stamp_of(path: Path) -> Stamp:
     """The stamp of a file as it is now."""
     stat = path.stat()
@@ -32,11 +52,8 @@ def stamp_of(path: Path) -> Stamp:
 
 def stamps(logs_dir: Path, tables: Iterable[str]) -> dict[str, Stamp]:
     """Every log file by its path below `logs_dir`, with its stamp, in order."""
-    return {
-        path.relative_to(logs_dir).as_posix(): stamp_of(path)
-        for table in tables
-        for path in sorted((logs_dir / table).glob("date=*/*.parquet"))
-    }
+    paths = (path for table in tables for path in log_files(logs_dir / table))
+    return {path.relative_to(logs_dir).as_posix(): stamp_of(path) for path in paths}
 
 
 def stale_days(
@@ -55,8 +72,7 @@ def stale_days(
     for key, stamp in now.items():
         if before is None or before.get(key) == stamp:
             continue
-        table, partition, _ = key.split("/", 2)
-        arrived = date.fromisoformat(partition.removeprefix("date="))
+        table, arrived = Path(key).parts[0], arrival(Path(key).parent)
         until = arrived + _REACHES[table] if table in _REACHES else date.max
         touched = {day for day in days if arrived < day <= until}
         if touched:

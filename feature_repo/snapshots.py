@@ -25,7 +25,7 @@ import duckdb
 from campaign import DataError, StoreError
 from feature_repo import aggregates
 from feature_repo.contracts import LOGS
-from feature_repo.log_files import read_state, stale_days, stamps, write_state
+from feature_repo.log_files import arrival, log_files, read_state, stale_days, stamps, write_state
 
 CHUNK_ROWS = 500_000  # users x days computed at once: bounds memory, whatever the range
 ROW_GROUP = 65_536
@@ -105,7 +105,10 @@ def _days(first: date, last: date) -> Iterator[date]:
 
 def _possible_days(logs_dir: Path) -> tuple[date, date]:
     """First and last day whose snapshot the logs allow: a snapshot of D needs the arrivals up to D-1."""
-    dates = [date.fromisoformat(p.name.removeprefix("date=")) for log in LOGS for p in (logs_dir / log).glob("date=*")]
+    found = {log: {arrival(path.parent) for path in log_files(logs_dir / log)} for log in LOGS}
+    dates = set().union(*found.values())
+    if dates and not found["users"]:
+        raise DataError(f"{logs_dir / 'users'}: no profiles, so nobody would have features; expected date=*/*.parquet")
     if not dates:
         raise DataError(f"{logs_dir}: no logs; expected {logs_dir}/<{'|'.join(LOGS)}>/date=YYYY-MM-DD/*.parquet")
     return min(dates) + _DAY, max(dates) + _DAY
@@ -154,7 +157,7 @@ def _load(con: duckdb.DuckDBPyConnection, logs_dir: Path, first: date, last: dat
 def _files(folder: Path, since: date | None, until: date) -> list[str]:
     """Log files that arrived on [since, until), by the name of their folder."""
     start, end = f"date={since or date.min}", f"date={until}"
-    return [str(p) for p in sorted(folder.glob("date=*/*.parquet")) if start <= p.parent.name < end]
+    return [str(p) for p in log_files(folder) if start <= p.parent.name < end]
 
 
 _SQL_TYPES = {"string": "VARCHAR", "timestamp": "TIMESTAMPTZ", "integer": "BIGINT", "float": "DOUBLE"}

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from campaign import DataError, OutcomeSpec
+from feature_repo.log_files import log_files
 
 DAY = 86_400_000_000  # microseconds
 
@@ -78,7 +79,7 @@ def _measure(
     connection: duckdb.DuckDBPyConnection, logs_dir: Path, outcome: OutcomeSpec, as_of: datetime
 ) -> np.ndarray:
     measure = MEASURES[outcome.measure]
-    files = sorted((logs_dir / measure.table).glob("date=*/*.parquet"))
+    files = log_files(logs_dir / measure.table)
     if not files:
         raise DataError(f"{logs_dir / measure.table}: no Parquet files; outcome {outcome.name!r} is measured from them")
     # partitions are by arrival, and a clock may run a day ahead (feature_repo.contracts): earlier ones cannot count

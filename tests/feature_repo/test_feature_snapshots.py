@@ -20,6 +20,7 @@ from feature_oracle import Oracle
 from campaign import DataError, StoreError
 from feature_repo import snapshots
 from feature_repo.aggregates import COLUMNS
+from feature_repo.contracts import ingest
 from feature_repo.log_files import stale_days
 from feature_repo.snapshots import build_snapshots
 
@@ -174,18 +175,37 @@ def test_build_with_a_log_that_never_was(small: Path, tmp_path: Path) -> None:
     [
         ("none", "no logs; expected .*sessions.*date=YYYY-MM-DD"),
         ("future", r"logs end on 2026-03-12, so the last snapshot is 2026-03-13; asked until 2026-04-01"),
+        ("no users", "logs/users: no profiles, so nobody would have features"),
+        ("no date", r"sessions/date=yesterday: not a date; expected a folder date=YYYY-MM-DD"),
         ("corrupt", "a log cannot be read: .*part-0.parquet.*; check the files with contracts.ingest"),
     ],
 )
 def test_build_bad_input(case: str, message: str, small: Path, tmp_path: Path) -> None:
     logs = tmp_path / "none" if case == "none" else small
-    if case == "corrupt":
+    if case in ("corrupt", "no users", "no date"):
         logs = tmp_path / "logs"
         write_logs(make_logs(users=20, days=4, seed=1), logs, 4)
-        next(logs.glob("sessions/*/*.parquet")).write_bytes(b"PAR1 and nothing else")
+        sessions = next(logs.glob("sessions/*/*.parquet"))
+        if case == "corrupt":
+            sessions.write_bytes(b"PAR1 and nothing else")
+        elif case == "no users":
+            shutil.rmtree(logs / "users")
+        else:
+            sessions.parent.rename(logs / "sessions" / "date=yesterday")
     with pytest.raises(DataError, match=message):
         build_snapshots(logs, tmp_path / "f", date(2026, 4, 1) if case == "future" else None)
     assert not list((tmp_path / "f").rglob("*.parquet"))
+
+
+def test_build_sees_neither_empty_folders_nor_hidden_files(tmp_path: Path) -> None:
+    """An exporter makes tomorrow's folder ahead, and writes under a name that begins with a dot."""
+    logs = _logs(tmp_path / "logs")
+    before = _rebuilt(logs, tmp_path / "f")
+    (logs / "sessions" / f"date={START + 30 * DAY}").mkdir()
+    (next(logs.glob("sessions/date=*")) / ".part.parquet").write_text("half")
+    assert build_snapshots(logs, tmp_path / "f") == []
+    assert contents(tmp_path / "f") == before
+    assert ingest(logs, tmp_path / "quarantine") == []
 
 
 def test_build_refuses_a_second_builder(small: Path, tmp_path: Path) -> None:
