@@ -6,11 +6,9 @@ joined once. What is returned is what Feast's own store returns, and what this j
 """
 
 import atexit
-import sys
 import warnings
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 
 import ibis
@@ -48,35 +46,12 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):
         asked = (config, feature_views, feature_refs, entity_df, registry, project)
         flags = (full_feature_names, filter_by_created_timestamp)
         job: Any = DuckDBOfflineStore.get_historical_features(*asked, *flags)
-        if all(_is_parquet(view.batch_source) for view in feature_views):
+        if all(is_parquet(view.batch_source) for view in feature_views):
             views = [_asked(view, feature_refs, full_feature_names) for view in feature_views]
             # Feast has by now parsed text timestamps in place.
             when = infer_event_timestamp_from_entity_df(dict(zip(entity_df.columns, entity_df.dtypes, strict=True)))
             job.table = _join(ibis.memtable(entity_df), when, views, filter_by_created_timestamp, str(config.repo_path))
         return job  # type: ignore[no-any-return]
-
-    @staticmethod
-    def pull_latest_from_table_or_query(*arguments: Any, **named: Any) -> RetrievalJob:
-        """As Feast's own, for materializing; a time without snapshots, where it writes nothing, is said on stderr."""
-        if len(arguments) == 0 and isinstance(named["data_source"], FileSource):
-            _warn_of_nothing(named["data_source"].path, named["start_date"], named["end_date"])
-        return DuckDBOfflineStore.pull_latest_from_table_or_query(*arguments, **named)
-
-
-_told: set[datetime] = set()  # ends of windows already spoken of: there is a window for each view
-
-
-def _warn_of_nothing(source: str, start: datetime, end: datetime) -> None:
-    days = sorted(p.name.removeprefix("date=") for p in Path(source).parents[1].glob("date=*"))
-    if end in _told or any(start <= datetime.fromisoformat(day).replace(tzinfo=UTC) <= end for day in days):
-        return
-    _told.add(end)
-    found = f"there are {days[0]} to {days[-1]}" if days else "there are none; run `tactful features`"
-    sys.stderr.write(
-        f"warning: no snapshot between {start:%Y-%m-%d %H:%M} and {end:%Y-%m-%d %H:%M} UTC, so nothing is written "
-        f"({found}). Feast's first run begins at today less the ttl, later ones where the last ended; "
-        "for days past: feast -c feature_repo materialize START END\n"
-    )
 
 
 class Asked(NamedTuple):
@@ -88,7 +63,8 @@ class Asked(NamedTuple):
     ttl: timedelta | None
 
 
-def _is_parquet(source: Any) -> bool:
+def is_parquet(source: Any) -> bool:
+    """Whether a source is Parquet files, which DuckDB reads itself."""
     return isinstance(source, FileSource) and (
         isinstance(source.file_format, ParquetFormat)
         or (source.file_format is None and source.path.endswith(".parquet"))

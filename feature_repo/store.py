@@ -129,8 +129,7 @@ def snapshot_file(store: FeatureStore, day: date) -> Path:
 def materialize(store: FeatureStore, day: date) -> int:
     """Copy the snapshot of a day into the online store, and read some of it back.
 
-    Does what `feast materialize-incremental DAY` does, except that it also works for days long past (a rehearsal),
-    where Feast's first run starts at the real clock minus the ttl.
+    Does what `feast materialize-incremental DAY` does, but reads that day alone: every user has a row in it.
 
     Returns:
         Number of users in the snapshot.
