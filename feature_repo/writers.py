@@ -106,37 +106,46 @@ def write_sqlite(store: SqliteOnlineStore, config: RepoConfig, batch: Batch, par
     db = store._get_conn(config)
     event = _local_seconds(batch.event_us)
     created = np.full(len(event), None) if batch.created_us is None else _local_seconds(batch.created_us)
+    db.execute("PRAGMA cache_size = -65536")  # KiB; the default of 2 MB writes every page many times
     held = []
     with db:
         for view, rows in parts:
             table = _quote_id(_table_id(config.project, view, config.registry.enable_online_feature_view_versioning))
-            db.executemany(_UPSERT.format(table=table), _sqlite_rows(batch, view, rows, event, created))
+            kinds = sorted(_kinds(view))  # as in the primary key
+            db.executemany(
+                _upsert(table, [name for name, _ in kinds]), _sqlite_rows(batch, kinds, rows, event, created)
+            )
     for view, rows in parts:
         table = _quote_id(_table_id(config.project, view, config.registry.enable_online_feature_view_versioning))
         held.append(_count_sqlite(db, table, [batch.keys[row] for row in rows], event[rows], len(view.features)))
     return held
 
 
-_UPSERT = """
-INSERT INTO {table} (entity_key, feature_name, value, value_text, event_ts, created_ts) VALUES (?, ?, ?, ?, ?, ?)
-ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, value_text = excluded.value_text,
-    event_ts = excluded.event_ts, created_ts = excluded.created_ts WHERE excluded.event_ts >= event_ts
-"""
 _VARIABLES = 5000  # of one SQLite statement; the limit is 32,766
 
 
+def _upsert(table: str, features: list[str]) -> str:
+    """All features of a user in one statement; parameters: key, event time, created time, then value, text, ..."""
+    rows = (f"(?1, {_quote_text(name)}, ?{2 * i + 4}, ?{2 * i + 5}, ?2, ?3)" for i, name in enumerate(features))
+    return f"""
+        INSERT INTO {table} (entity_key, feature_name, value, value_text, event_ts, created_ts) VALUES {", ".join(rows)}
+        ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, value_text = excluded.value_text,
+            event_ts = excluded.event_ts, created_ts = excluded.created_ts WHERE excluded.event_ts >= event_ts"""
+
+
+def _quote_text(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
+
+
 def _sqlite_rows(
-    batch: Batch, view: FeatureView, rows: np.ndarray, event: np.ndarray, created: np.ndarray
+    batch: Batch, kinds: list[tuple[str, ValueType]], rows: np.ndarray, event: np.ndarray, created: np.ndarray
 ) -> Iterator[tuple[Any, ...]]:
-    """Rows of a view in the order of its primary key."""
-    cells = [
-        (name, encode(batch.columns[name], kind), as_text(batch.columns[name], kind))
-        for name, kind in sorted(_kinds(view))
-    ]
-    for row in sorted(rows.tolist(), key=batch.keys.__getitem__):
-        key, at, made = batch.keys[row], event[row], created[row]
-        for name, values, texts in cells:
-            yield key, name, values[row], texts[row], at, made
+    """Parameters of `_upsert` for each user, in the order of the primary key: each page of the table is met once."""
+    ordered = np.array(sorted(rows.tolist(), key=batch.keys.__getitem__), dtype=np.int64)
+    columns: list[Any] = [[batch.keys[row] for row in ordered], event[ordered], created[ordered]]
+    for name, kind in kinds:
+        columns += [encode(batch.columns[name], kind)[ordered], as_text(batch.columns[name], kind)[ordered]]
+    return zip(*columns, strict=True)
 
 
 def _local_seconds(microseconds: np.ndarray) -> np.ndarray:
