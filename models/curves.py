@@ -155,21 +155,33 @@ def calibration(
     rows = []
     for b in np.unique(code).astype(int):
         inside = code == b
-        mean = effect[inside].mean()
-        # zero outside the bin: the variance of a mean over a part of each cluster
-        estimate = _estimate(mean, np.where(inside, effect - mean, 0) / inside.mean(), cluster, alpha)
+        estimate = mean_effect(effect, inside, cluster, alpha)
         rows.append(
             [
                 b + 1,
                 int(inside.sum()),
                 predicted[inside].mean(),
-                mean,
+                estimate.value,
                 estimate.se,
                 estimate.ci_lower,
                 estimate.ci_upper,
             ]
         )
     return pd.DataFrame(rows, columns=["bin", "n_obs", "predicted", "realised", "se", "ci_lower", "ci_upper"])
+
+
+def mean_effect(effect: np.ndarray, inside: np.ndarray, cluster: np.ndarray | None, alpha: float = 0.05) -> Estimate:
+    """Mean effect of some of the rows.
+
+    Args:
+        effect: shape (n,), effect score of each row.
+        inside: shape (n,), bool: the rows in question, chosen without their outcomes.
+        cluster: shape (n,), integer code of each row's user; None: rows are independent.
+        alpha: 1 - confidence level.
+    """
+    mean = effect[inside].mean()
+    # zero outside: the variance of a mean over a part of each cluster
+    return _estimate(mean, np.where(inside, effect - mean, 0) / inside.mean(), cluster, alpha)
 
 
 def heterogeneity(

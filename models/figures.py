@@ -21,7 +21,7 @@ def values_figure(rows: pd.DataFrame) -> str:
     figure = go.Figure(
         go.Scatter(x=own["value"], y=names, mode="markers", marker={"color": colours, "size": 10}, error_x=_bars(own))
     )
-    figure.update_layout(xaxis_title="EUR per user and window, 95% interval", height=90 + 40 * len(own))
+    figure.update_layout(xaxis_title="EUR per user and window (95%)", height=90 + 40 * len(own))
     return figure_html(figure, "values")
 
 
@@ -75,19 +75,23 @@ def segments_figure(rows: pd.DataFrame) -> str:
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for policy, colour in (("send_all", VERMILION), ("uplift policy", BLUE)):
+    names = rows["segment"].drop_duplicates().tolist()[::-1]
+    for policy, colour, offset in (("send_all", VERMILION, 0.12), ("uplift policy", BLUE, -0.12)):
         part = rows[rows["policy"] == policy]
         figure.add_scatter(
             x=part["value"],
-            y=part["segment"],
+            y=[names.index(segment) + offset for segment in part["segment"]],
             mode="markers",
             name=POLICY_NAMES.get(policy, policy),
             marker={"color": colour, "size": 9},
             error_x=_bars(part),
         )
     figure.add_vline(x=0, line_color=GREY, line_width=1)
-    height = 140 + 40 * rows["segment"].nunique()
-    figure.update_layout(xaxis_title="EUR per user against sending none, 95% interval", height=height)
+    figure.update_layout(
+        xaxis_title="EUR per user against none (95%)",
+        yaxis={"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.5, len(names) - 0.5]},
+        height=140 + 45 * len(names),
+    )
     return figure_html(figure, "segments")
 
 

@@ -12,29 +12,35 @@ import pandas as pd
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 # Okabe-Ito: distinguishable with every common colour-vision deficiency
+LONG = 44  # characters of a cell from which its text is wrapped
+LOUD = {"pass": "pass", "helps": "pass", "fail": "fail", "harms": "fail", "underpowered": "unsure", "chosen": "pass"}
 BLUE, VERMILION, GREEN, GREY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#7F7F7F", "#E69F00"
 
 
 @dataclass(frozen=True)
 class Section:
-    """One section: what it shows (`text`), HTML of figures and tables, and the small print (`note`)."""
+    """One section: what it shows (`text`), HTML of figures and tables, the small print (`note`).
+
+    `folded` is shown when asked for: titles and HTML.
+    """
 
     title: str
     text: str = ""
     plots: Sequence[str] = ()
     tables: Sequence[str] = ()
     note: str = ""
-    pre: str = ""
+    folded: Sequence[tuple[str, str]] = ()
 
 
 def render_page(
     title: str,
     subtitle: str,
     verdict: str,
-    explanation: str,
+    points: Sequence[str],
     certified: bool,
     sections: Sequence[Section],
     facts: Mapping[str, Any],
+    definitions: Mapping[str, str],
 ) -> str:
     """The whole page as one HTML string; plotly's script is inlined once."""
     from jinja2 import Environment, FileSystemLoader
@@ -45,10 +51,11 @@ def render_page(
         title=title,
         subtitle=subtitle,
         verdict=verdict,
-        explanation=explanation,
+        points=points,
         certified=certified,
         sections=sections,
         facts=facts,
+        definitions=definitions,
         plotly_js=get_plotlyjs(),
     )
 
@@ -60,6 +67,8 @@ def figure_html(figure: Any, name: str) -> str:
         font={"family": "system-ui, DejaVu Sans, sans-serif", "size": 13},
         margin={"l": 60, "r": 20, "t": 40, "b": 50},
         height=figure.layout.height or 340,
+        xaxis_title_font_size=12,
+        yaxis_title_font_size=12,
         legend={"orientation": "h", "y": 1.12, "x": 0},
     )
     options = {"displayModeBar": False, "responsive": True}
@@ -80,9 +89,11 @@ def table_html(frame: pd.DataFrame, caption: str = "", formats: Mapping[str, str
 
 
 def _left(is_text: bool, value: Any = "") -> str:
-    if value in ("pass", "fail"):
-        return f' class="text {value}"'
-    return ' class="text"' if is_text else ""
+    if str(value) in LOUD:
+        return f' class="text {LOUD[str(value)]}"'
+    if is_text:
+        return ' class="text long"' if len(str(value)) > LONG else ' class="text"'
+    return ""
 
 
 def _cell(value: Any, template: str | None) -> str:

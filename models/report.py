@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 import numpy as np
 import pandas as pd
 
 from campaign import Campaign
 from models.choice import Choice
 from models.curves import calibration, gain_curve, heterogeneity, rate
+from models.definitions import DEFINITIONS
 from models.estimators import effect_scores
 from models.figures import POLICY_NAMES, calibration_figure, drivers_figure, gain_figure, segments_figure, values_figure
+from models.groups import score_groups
+from models.method import candidates_section, checks_section, facts, guardrail_points, guardrail_section
 from models.page import Section, render_page, table_html
 
 
@@ -41,25 +42,27 @@ def training_report(
     held_out = frame[rows].reset_index(drop=True)
     effect = score_effect(campaign, held_out, mu_hat[rows])
     certified = bool(np.isfinite(choice.threshold))
+    share = float(held_out["eligible_by_policy"].mean())
     return render_page(
         title=f"Is the message worth sending? {campaign.name}",
         subtitle=f"{tag}: {len(frame):,} matured decisions, {frame['decided_at'].min():%d %b %Y} to "
         f"{frame['decided_at'].max():%d %b %Y}; values from {len(held_out):,} decisions of users never trained on.",
-        verdict=_verdict(values, certified),
-        explanation=choice.reason,
+        verdict=f"Send it to {share:.0%} of users." if certified else "Do not send it.",
+        points=_points(campaign, values, choice),
         certified=certified,
         sections=[
             _values_section(values),
+            guardrail_section(campaign, choice),
             _gain_section(held_out, effect),
+            _segment_section(values, held_out, effect),
             _calibration_section(held_out, effect),
-            _outcomes_section(values),
-            _segment_section(values),
+            _outcomes_section(campaign, values),
             _drivers_section(drivers),
-            _tree_section(held_out, campaign),
-            _guardrail_section(choice),
-            _checks_section(checks),
+            candidates_section(choice),
+            checks_section(checks),
         ],
-        facts=_facts(campaign, tag, frame),
+        facts=facts(campaign, tag, frame),
+        definitions=DEFINITIONS,
     )
 
 
@@ -80,15 +83,19 @@ def weighted_rows(values: pd.DataFrame, baseline: str) -> pd.DataFrame:
     return values[rows & (values["baseline"] == baseline)]
 
 
-def _verdict(values: pd.DataFrame, certified: bool) -> str:
-    if not certified:
-        return "Send nothing: no threshold passed its guardrails with a gain."
-    gains = [weighted_rows(values, baseline).set_index("policy") for baseline in ("send_none", "send_all")]
+def _points(campaign: Campaign, values: pd.DataFrame, choice: Choice) -> list[str]:
+    """The answer in a few sentences: gains, guardrails, and why this threshold."""
     told = []
-    for gain in (table.loc["uplift policy"] for table in gains):
-        significant = "" if gain["ci_lower"] > 0 or gain["ci_upper"] < 0 else ", not significantly different"
-        told.append(f"{gain['value']:+.3f} EUR (95%: {gain['ci_lower']:+.3f} to {gain['ci_upper']:+.3f}{significant})")
-    return f"The uplift policy gains per user and window {told[0]} over sending none, {told[1]} over sending all."
+    if np.isfinite(choice.threshold):
+        for baseline, words in (("send_none", "nobody"), ("send_all", "everybody")):
+            gain = weighted_rows(values, baseline).set_index("policy").loc["uplift policy"]
+            significant = gain["ci_lower"] > 0 or gain["ci_upper"] < 0
+            told.append(
+                f"Gain over sending it to {words}: {gain['value']:+.3f} EUR per user and window (95%: "
+                f"{gain['ci_lower']:+.3f} to {gain['ci_upper']:+.3f}), {1000 * gain['value']:+,.0f} EUR per 1,000 users"
+                + ("." if significant else ": not significantly different.")
+            )
+    return [*told, *guardrail_points(campaign, choice), f"Why, on the users of the select split: {choice.reason}."]
 
 
 def _values_section(values: pd.DataFrame) -> Section:
@@ -96,33 +103,31 @@ def _values_section(values: pd.DataFrame) -> Section:
     table = pd.DataFrame({"policy": [POLICY_NAMES.get(name, name) for name in own["policy"]]})
     for baseline, title in (("", "value"), ("send_none", "against none"), ("send_all", "against all")):
         rows = weighted_rows(values, baseline).set_index("policy").reindex(own["policy"])
-        table[title] = rows["value"].to_numpy()
-        table[f"{title}, 95%"] = _intervals(rows)
+        table[f"{title} (95%)"] = with_interval(rows, "{:.3f}" if baseline == "" else "{:+.3f}")
     return Section(
         "What each policy is worth",
-        text="Weighted outcome less message cost, had everybody been treated by the policy. Differences are paired: "
-        "the same users under both policies.",
+        text="What a user brings in a window, less the cost of messages, had everybody been treated by the policy.",
         plots=[values_figure(own)],
-        tables=[table_html(table, "Doubly robust estimates, EUR per user and window.", _formats(table, "{:.3f}"))],
-        note="The response model messages as many users, ranked by their predicted first outcome under the message: "
-        "what most teams do. An interval of a difference that contains 0 means: not significantly different.",
+        tables=[table_html(table, "Doubly robust estimates, EUR per user and window.")],
+        note="Differences are paired and so more exact than two values side by side. One whose interval holds 0 is not "
+        "significantly different.",
     )
 
 
 def _gain_section(frame: pd.DataFrame, effect: np.ndarray) -> Section:
-    score, user = frame["score"].to_numpy(), pd.factorize(frame["user_id"])[0]
+    score, user = frame["score"].to_numpy(), users(frame)
     autoc, qini = (rate(score, effect, target, cluster=user) for target in ("autoc", "qini"))
     return Section(
         "How many to message",
         text="Users are messaged from the highest score down. Where the curve falls, messages harm.",
         plots=[gain_figure(gain_curve(score, effect, cluster=user), float(frame["eligible_by_policy"].mean()))],
-        note=f"AUTOC {autoc.value:.3f} (standard error {autoc.se:.3f}), Qini {qini.value:.3f} ({qini.se:.3f}), EUR per "
-        "user: both are 0 for a score that knows nothing.",
+        note=f"How well the score ranks users: AUTOC {autoc.value:.3f} (standard error {autoc.se:.3f}), Qini "
+        f"{qini.value:.3f} ({qini.se:.3f}), EUR per user; both are 0 for a score that knows nothing.",
     )
 
 
 def _calibration_section(frame: pd.DataFrame, effect: np.ndarray) -> Section:
-    score, user = frame["score"].to_numpy(), pd.factorize(frame["user_id"])[0]
+    score, user = frame["score"].to_numpy(), users(frame)
     slope = heterogeneity(score, effect, cluster=user)["slope"]
     return Section(
         "Do users gain what was predicted?",
@@ -133,23 +138,30 @@ def _calibration_section(frame: pd.DataFrame, effect: np.ndarray) -> Section:
     )
 
 
-def _outcomes_section(values: pd.DataFrame) -> Section:
+def _outcomes_section(campaign: Campaign, values: pd.DataFrame) -> Section:
+    kinds = {o.name: o.kind for o in campaign.outcome}
     rows = values[
         (values["segment"] == "")
         & (values["policy"] == "uplift policy")
         & (values["baseline"] == "send_none")
-        & (values["outcome"] != "weighted")
+        & values["outcome"].isin(list(kinds))
     ]
-    table = rows[["outcome", "estimator", "value", "se", "ci_lower", "ci_upper", "n_events", "status"]]
+    parts = []
+    for name, own in rows.groupby("outcome", sort=False):
+        scale, unit = (100.0, "percentage points") if kinds[str(name)] == "binary" else (1.0, "per user")
+        scaled = own.set_index("estimator")[["value", "se", "ci_lower", "ci_upper"]] * scale
+        cells = dict(zip(scaled.index, with_interval(scaled, "{:+.3f}"), strict=True))
+        line = {"outcome": name, "unit": unit, "doubly robust (95%)": cells["dr"], "snips (95%)": cells["snips"]}
+        parts.append(line | {"events": int(own["n_events"].min()), "status": own["status"].iloc[-1]})
     return Section(
-        "What the uplift policy changes, outcome by outcome",
-        text="Against sending none, in each outcome's own unit per user. Doubly robust (dr) beside self-normalised "
-        "inverse propensity (snips), which uses no model: they should agree.",
-        tables=[table_html(table, formats=dict.fromkeys(("value", "se", "ci_lower", "ci_upper"), "{:.4f}"))],
+        "What changes, outcome by outcome",
+        text="The uplift policy against sending none, in each outcome's own unit. The second estimate uses no model: "
+        "the two should agree.",
+        tables=[table_html(pd.DataFrame(parts))],
     )
 
 
-def _segment_section(values: pd.DataFrame) -> Section:
+def _segment_section(values: pd.DataFrame, frame: pd.DataFrame, effect: np.ndarray) -> Section:
     rows = values[
         (values["outcome"] == "weighted")
         & (values["estimator"] == "dr")
@@ -157,7 +169,31 @@ def _segment_section(values: pd.DataFrame) -> Section:
         & (values["segment"] != "")
         & values["policy"].isin(["send_all", "uplift policy"])
     ]
-    return Section("Who is helped, who is harmed: by segment", plots=[segments_figure(rows)] if len(rows) else [])
+    alone, under = (rows[rows["policy"] == policy].set_index("segment") for policy in ("send_all", "uplift policy"))
+    segments = pd.DataFrame({"segment": alone.index, "the message": helped(alone)})
+    segments["everybody messaged (95%)"] = with_interval(alone, "{:+.3f}")
+    segments["uplift policy (95%)"] = with_interval(under.reindex(alone.index), "{:+.3f}")
+    segments["decisions"] = alone["n_obs"].to_numpy()
+    found = score_groups(tree_features(frame), frame["score"].to_numpy(), effect, cluster=users(frame))
+    groups = found.table.rename(columns={"measured": "value"})
+    table = pd.DataFrame({"users who": groups["rule"], "the message": helped(groups)})
+    table["measured (95%)"] = with_interval(groups, "{:+.3f}")
+    table["predicted"] = groups["predicted"]
+    table["share"] = groups["share"].map("{:.0%}".format)
+    return Section(
+        "Who is helped, who is harmed",
+        text="Effect of the message against none, EUR per user and window, its cost taken off.",
+        plots=[segments_figure(rows)] if len(rows) else [],
+        tables=[
+            table_html(segments, "By segment."),
+            table_html(
+                table,
+                "By groups of the score, read from a tree of depth 3 over the numeric features. It explains "
+                f"{found.explained:.0%} of the score; the network decides, not the tree.",
+                {"predicted": "{:+.3f}"},
+            ),
+        ],
+    )
 
 
 def _drivers_section(drivers: pd.DataFrame) -> Section:
@@ -189,75 +225,28 @@ def _drivers_section(drivers: pd.DataFrame) -> Section:
     )
 
 
-def _tree_section(frame: pd.DataFrame, campaign: Campaign) -> Section:
-    """A small tree of the score: the splits that explain most of it."""
-    from sklearn.tree import DecisionTreeRegressor, export_text
-
+def tree_features(frame: pd.DataFrame) -> pd.DataFrame:
+    """The numeric features of a report's frame: not what was decided, predicted or measured."""
     own = {"arm", "propensity", "hour", "score", "policy_arm", "eligible_by_policy"}
     made = ("y_", "uplift_", "mu_", "arm_of_")
-    columns = [c for c in map(str, frame.select_dtypes("number")) if c not in own and not c.startswith(made)]
-    known = frame[columns].fillna(frame[columns].median()).fillna(0.0)
-    tree = DecisionTreeRegressor(max_depth=3, min_samples_leaf=max(20, len(frame) // 20), random_state=0)
-    tree.fit(known, frame["score"])
-    return Section(
-        "The score, sketched",
-        text="A tree of depth 3 over the numeric features; leaves are mean predicted scores, EUR per user. It explains "
-        f"{tree.score(known, frame['score']):.0%} of the score's variance; the network decides, not the tree.",
-        pre=export_text(tree, feature_names=columns, decimals=2),
-    )
+    numbers = map(str, frame.select_dtypes("number"))
+    return frame[[name for name in numbers if name not in own and not name.startswith(made)]]
 
 
-def _guardrail_section(choice: Choice) -> Section:
-    candidates = choice.candidates.drop(columns="score")
-    chosen = (
-        choice.table[np.isclose(choice.table["threshold"], choice.threshold)] if len(choice.table) else choice.table
-    )
-    failed = choice.table[choice.table["status"] != "pass"] if len(choice.table) else choice.table
-    columns = [c for c in choice.table.columns if c not in ("score", "threshold")]
-    return Section(
-        "Guardrails, and how the threshold was chosen",
-        text="Candidates were tested from the smallest message volume upwards, on the users of the select split. Each "
-        "must keep every guardrail above minus its margin, overall and in each segment; the first failure ends the "
-        "sequence. Of those certified the score's own cut (0) is taken, unless another is better by more than one "
-        "standard error of their paired difference.",
-        tables=[
-            table_html(
-                candidates, "Candidates in the order tested; gain over sending none, EUR.", _formats(candidates)
-            ),
-            table_html(chosen[columns], "Every constraint of the chosen candidate.", _formats(chosen)),
-            table_html(failed[columns], "What ended the sequence, if anything did.", _formats(failed)),
-        ],
-    )
+def users(frame: pd.DataFrame) -> np.ndarray:
+    """Integer code of each row's user; shape (n,)."""
+    return pd.factorize(frame["user_id"])[0]
 
 
-def _checks_section(checks: pd.DataFrame) -> Section:
-    return Section(
-        "Was the draw random?",
-        text="What must hold if arms were drawn with the logged probabilities; a failed check stops the training.",
-        tables=[table_html(checks, formats=_formats(checks))],
-    )
+def with_interval(rows: pd.DataFrame, template: str) -> list[str]:
+    """Estimate and interval of each row as text: "0.44 (0.30 to 0.58)"."""
+    show, cells = template.format, rows[["value", "ci_lower", "ci_upper"]].to_numpy(dtype=float)
+    return [
+        "" if np.isnan(v) else show(v) if np.isnan(a) else f"{show(v)} ({show(a)} to {show(b)})" for v, a, b in cells
+    ]
 
 
-def _intervals(rows: pd.DataFrame) -> list[str]:
-    ends = zip(rows["ci_lower"], rows["ci_upper"], strict=True)
-    return ["" if np.isnan(low) else f"{low:.3f} to {high:.3f}" for low, high in ends]
-
-
-def _formats(table: pd.DataFrame, template: str = "{:.4g}") -> dict[str, str]:
-    return {str(c): template for c in table.columns if pd.api.types.is_float_dtype(table[c])}
-
-
-def _facts(campaign: Campaign, tag: str, frame: pd.DataFrame) -> dict[str, str]:
-    counts = frame.groupby("split")["user_id"].agg(["size", "nunique"])
-    return {
-        "model": tag,
-        "campaign": f"{campaign.name} ({campaign.hash})",
-        "weights per unit": ", ".join(f"{o.name} {o.weight:g} EUR" for o in campaign.outcome),
-        "message cost": ", ".join(f"{arm.name} {arm.cost:g} EUR" for arm in campaign.arm),
-        "users": ", ".join(f"{n}: {r['size']:,} decisions of {r['nunique']:,} users" for n, r in counts.iterrows()),
-        "seed": str(campaign.training.seed),
-        "interval": "95%, clustered by user",
-        "value of a policy": "doubly robust: Dudik, Langford, Li (2011), Doubly Robust Policy Evaluation and Learning",
-        "threshold": "fixed-sequence testing: Angelopoulos et al. (2021), Learn then Test",
-        "versions": ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "feast", "pandas")),
-    }
+def helped(rows: pd.DataFrame) -> list[str]:
+    """Whether the interval of each row says "helps" or "harms", or is "unclear"."""
+    signs = zip(rows["ci_lower"] > 0, rows["ci_upper"] < 0, strict=True)
+    return ["helps" if up else "harms" if down else "unclear" for up, down in signs]

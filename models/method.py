@@ -1,0 +1,140 @@
+"""The sections of the training report that say how we know: guardrails, choice of the threshold, checks, facts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import version
+
+import numpy as np
+import pandas as pd
+
+from campaign import Campaign
+from models.choice import Choice
+from models.page import Section, table_html
+
+
+def deciding_constraints(choice: Choice) -> pd.DataFrame:
+    """Constraints of the chosen candidate; where nothing was certified, of the one that ended the sequence."""
+    table = choice.table
+    if not len(table):
+        return table
+    cut = choice.threshold if np.isfinite(choice.threshold) else table["threshold"].iloc[-1]
+    return table[np.isclose(table["threshold"], cut, rtol=0, atol=1e-12)]
+
+
+def guardrail_points(campaign: Campaign, choice: Choice) -> list[str]:
+    """One sentence per guardrail: its change overall, what was allowed, and how its segments fared."""
+    told = []
+    for outcome, rows in deciding_constraints(choice).groupby("constraint", sort=False):
+        overall, segments = rows[rows["segment"] == ""].iloc[0], rows[rows["segment"] != ""]
+        show = _units(campaign, str(outcome))
+        counts = segments["status"].value_counts()
+        where = ", ".join(f"{n} {status}" for status, n in counts.items())
+        told.append(
+            f"Guardrail {outcome}: {show(overall['estimate'])}, at worst {show(overall['lower_bound'])} (95%), allowed "
+            f"{show(-overall['margin'])}: {overall['status']}{where and f'; by segment: {where}'}."
+        )
+    return told
+
+
+def guardrail_section(campaign: Campaign, choice: Choice) -> Section:
+    """Every constraint of the candidate that was chosen, or of the one that failed."""
+    rows, lines = deciding_constraints(choice), []
+    for row in rows.to_dict("records"):
+        show = _units(campaign, row["constraint"])
+        lines.append(
+            {
+                "guardrail": row["constraint"],
+                "who": row["segment"] or "everybody",
+                "verdict": row["status"],
+                "change": show(row["estimate"]),
+                "at worst": show(row["lower_bound"]),
+                "allowed": show(-row["margin"]),
+                "detectable loss": show(-row["min_detectable_margin"]),
+                "effective users": f"{row['n_eff']:,.0f}",
+            }
+        )
+    certified = bool(np.isfinite(choice.threshold))
+    which = "the chosen policy" if certified else "the smallest policy, which ended the test"
+    return Section(
+        "Does it harm what must not be harmed?",
+        text=f"Guardrails of {which}, against sending none: measured on users who took no part in training or in the "
+        "values above. A guardrail passes where even the worst end of its interval (95%, one-sided) is allowed.",
+        tables=[table_html(pd.DataFrame(lines))] if lines else [],
+        note="" if lines else "No guardrail is set in campaign.toml.",
+    )
+
+
+def _units(campaign: Campaign, name: str) -> Callable[[float], str]:
+    """How a change of an outcome is written."""
+    binary = next(o.kind for o in campaign.outcome if o.name == name) == "binary"
+    return (lambda x: f"{100 * x:+.2f} points") if binary else (lambda x: f"{x:+.4f} per user")
+
+
+def candidates_section(choice: Choice) -> Section:
+    """The sequence of candidates, folded: only a statistician reads it."""
+    c = choice.candidates
+    table = pd.DataFrame(
+        {
+            "score above": c["threshold"].map("{:.3f}".format),
+            "messages": c["share"].map("{:.0%}".format),
+            "gain over none (se)": _with_error(c["gain"], c["se"]),
+            "result": c["status"],
+            "against the own cut (se)": _with_error(c["difference"], c["difference_se"]),
+            "": np.where(c["chosen"], "chosen", ""),
+        }
+    )
+    failed = choice.table[choice.table["status"] != "pass"]
+    ended = [f"{r['constraint']}, {r['segment'] or 'everybody'}: {r['status']}" for r in failed.to_dict("records")]
+    stop = f"The sequence ended at {'; '.join(ended)}." if ended else "No candidate failed a guardrail."
+    return Section(
+        "How the threshold was chosen",
+        text="Candidates were tested from the smallest message volume upwards, on the users of the select split. Each "
+        "must keep every guardrail, overall and in each segment; the first failure ends the sequence. Of those "
+        "certified the score's own cut (0) is taken, unless another is better by more than one standard error of their "
+        f"paired difference. {stop}",
+        folded=[("All candidates", table_html(table, "EUR per user and window, users of the select split."))],
+    )
+
+
+def _with_error(value: pd.Series, se: pd.Series) -> list[str]:
+    return ["" if np.isnan(v) else f"{v:+.3f} ({e:.3f})" for v, e in zip(value, se, strict=True)]
+
+
+def checks_section(checks: pd.DataFrame) -> Section:
+    """What `check_log` found."""
+    bad = int((checks["status"] != "ok").sum())
+    table = checks[["check", "status", "detail"]].assign(
+        p=checks["p_value"].map(lambda p: "" if np.isnan(p) else f"{p:.3f}")
+    )
+    return Section(
+        "Was the draw random?",
+        text=f"{len(checks)} checks of what must hold if arms were drawn with the probabilities used here; "
+        + (f"{bad} ask for attention. " if bad else "all hold. ")
+        + "A failed check stops the training.",
+        tables=[table_html(table)],
+    )
+
+
+def facts(campaign: Campaign, tag: str, frame: pd.DataFrame) -> dict[str, str]:
+    """Where the numbers come from: model, campaign, users, splits, seeds, versions."""
+    counts = frame.groupby("split")["user_id"].agg(["size", "nunique"])
+    layers = frame["layer"].value_counts() if "layer" in frame else pd.Series(dtype=int)
+    splits, assignment = campaign.splits, campaign.assignment
+    return {
+        "model": tag,
+        "campaign": f"{campaign.name} ({campaign.hash})",
+        "weights per unit": ", ".join(f"{o.name} {o.weight:g} EUR" for o in campaign.outcome),
+        "message cost": ", ".join(f"{arm.name} {arm.cost:g} EUR" for arm in campaign.arm),
+        "users": ", ".join(f"{n}: {r['size']:,} decisions of {r['nunique']:,} users" for n, r in counts.iterrows()),
+        "splits": f"by hash of the user, salt {splits.salt!r}: train {splits.train:.0%} (the network), select "
+        f"{splits.select:.0%} (the threshold), evaluate {splits.evaluate:.0%} (the values)",
+        "layers": ", ".join(f"{name} {rows:,}" for name, rows in layers.items())
+        + f"; of all users {assignment.holdout_share:.0%} are held out, {assignment.exploration_share:.0%} explored",
+        "seed": f"{campaign.training.seed} (network, tree 0, band 0)",
+        "guardrail error": f"at most {campaign.policy.alpha:.0%}, one-sided",
+        "budget": f"at most {campaign.policy.max_message_share:.0%} of users",
+        "versions": ", ".join(
+            f"{name} {version(name)}" for name in ("torch", "numpy", "scipy", "pandas", "scikit-learn", "feast")
+        ),
+    }
