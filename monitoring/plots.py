@@ -108,8 +108,8 @@ def values_plot(values: Mapping[str, Sequence[float]], squares: Sequence[str], s
         parts.append(f'<rect {box} fill="{ACTION_COLOURS[action]}"/>')
         parts.append(_text(x(k), bottom + 2, "*") if k in stars else "")
         parts.append(_text(x(k), HEIGHT - 20, str(k + 1)) if n <= 12 or k % 5 == 4 else "")
-    words = "week; squares: green fine, orange look, red retrain, black stop; *: new champion"
-    return _svg([*parts, _text(WIDTH / 2, HEIGHT - 3, words)], "True value of each policy by week, EUR per user")
+    parts.append(_text(WIDTH / 2, HEIGHT - 3, "week (square: its verdict, *: a new champion follows)"))
+    return _svg(parts, "True value of each policy by week, EUR per user")
 
 
 def _weighted(week: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -51,7 +51,7 @@ def rehearse(
     folder = data / "rehearsals" / script.name
     with exclusive(data / "rehearsals" / f".{script.name}.lock", f"the rehearsal {script.name}"):
         _begin(folder, script, campaign)
-        with _environment(folder):
+        with environment(folder):
             weeks = _play(script, campaign, folder, finish, progress)
         result = Result(script, tuple(weeks), str(folder))
         from rehearsal.page import page
@@ -70,7 +70,7 @@ def _begin(folder: Path, script: Script, campaign: Campaign) -> None:
 
 
 @contextmanager
-def _environment(folder: Path) -> Iterator[None]:
+def environment(folder: Path) -> Iterator[None]:
     """Data, feature registry and model store of the rehearsal's own, while it plays."""
     own = {
         "TACTFUL_DATA": str(folder / "data"),

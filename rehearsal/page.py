@@ -11,6 +11,8 @@ from rehearsal.script import POLICIES, Result, Week, words
 
 NAMES = {"send_all": "all", "send_none": "none", "frozen": "frozen", "oracle": "oracle", "policy": "policy"}
 
+_STYLE = "svg { display: block; margin: auto; max-width: 760px; } td:last-child, th:last-child { text-align: left; }"
+
 
 def page(result: Result) -> str:
     """The page, self-contained: plot, table, and the reasons of every alarm."""
@@ -28,10 +30,11 @@ def page(result: Result) -> str:
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title><style>{PAGE_STYLE}</style></head><body>
+<title>{escape(title)}</title><style>{PAGE_STYLE}{_STYLE}</style></head><body>
 <h1>{escape(title)}</h1>
 <p class="lead">{sum(w.n for w in result.weeks):,} decisions. {escape(begins)} Policy, mean over all: {gains}.</p>
-<figure><figcaption>True value, EUR per user and window</figcaption>{plot}</figure>
+<figure><figcaption>True value, EUR per user and window. Squares: green fine, orange look, red retrain, black
+stop</figcaption>{plot}</figure>
 <h2>Week by week</h2><div class="scroll">{table}</div>
 <h2>Why</h2><ul>{reasons or "<li>no alarm</li>"}</ul>
 <p class="note">True values come from the simulator: each week's users, in the state they reached under the service's
