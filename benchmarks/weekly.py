@@ -148,15 +148,17 @@ def gate_trials(gap: float, trials: int, rows: int, seed: int, *, service: bool)
     verdicts: Counter[str] = Counter()
     real = []
     for trial in range(trials):
-        rng = np.random.default_rng([seed, trial])
-        frame = make_frame(rng, rows, service=False)
-        score = frame["score"].to_numpy()
-        champion, challenger = rival_policies(score, gap, rng)
-        if service:
-            frame = make_frame(np.random.default_rng([seed, trial]), rows, policy=champion)
+        rng, arms = np.random.default_rng([seed, trial]), {}
+
+        def champion_of(score: np.ndarray, rng=rng, arms=arms) -> np.ndarray:
+            arms["champion"], arms["challenger"] = rival_policies(score, gap, rng)
+            return arms["champion"]
+
+        frame = make_frame(rng, rows, service=service, policy=champion_of)
+        score, champion, challenger = frame["score"].to_numpy(), arms["champion"], arms["challenger"]
         mu_hat = np.stack([frame[[f"mu_none_{o}" for o in setup.outcome_names]].to_numpy()] * 2, axis=1)
         mu_hat[:, 1] += frame[[f"uplift_{setup.arm_names[1]}_{o}" for o in setup.outcome_names]].to_numpy()
-        verdicts[judge(frame, {"champion": champion, "challenger": challenger}, mu_hat, setup).verdict] += 1
+        verdicts[judge(frame, arms, mu_hat, setup).verdict] += 1
         oracle = np.maximum(score, 0).mean()
         real.append(float((score * (challenger - champion)).mean() / oracle))
     return {name: verdicts[name] / trials for name in ("promote", "keep", "needs_a_person")} | {

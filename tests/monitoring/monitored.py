@@ -7,6 +7,7 @@ A real platform's weeks are never equal: `wobble` moves every feature's mean and
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
@@ -53,12 +54,12 @@ def make_frame(
     *,
     monday: date = MONDAY,
     service: bool = True,
-    policy: np.ndarray | None = None,
+    policy: Callable[[np.ndarray], np.ndarray] | None = None,
     users: int | None = None,
 ) -> pd.DataFrame:
     """Decisions of one week with features, predictions (of a model that knows the truth of Truth()) and outcomes.
 
-    `service`: decided by holdout, exploration and policy (`policy`, arms, or the score's), else a random phase.
+    `service`: decided by holdout, exploration and policy (`policy`: arms of scores; or the score's), else at random.
     `users`: draw the users among so many, so that some come back; else every row has its own.
     """
     factors = rng.normal(size=(n, 6))
@@ -92,7 +93,7 @@ def _with_decisions(frame, rng, predicted, base, truth, monday, service, policy,
     arm_name = setup.arm_names[1]
     weights = dict(zip(setup.outcome_names, setup.weights, strict=True))
     score = sum(weights[o] * predicted[o] for o in weights) - setup.costs[1]
-    policy_arm = (score > 0).astype(np.int64) if policy is None else policy
+    policy_arm = (score > 0).astype(np.int64) if policy is None else policy(score)
     h, e = setup.assignment.holdout_share, setup.assignment.exploration_share
     u, v = rng.random(n), rng.integers(0, 2, n)
     if service:
