@@ -15,7 +15,7 @@ import pytest
 
 from campaign import ROOT
 
-FOLDERS = ("bentos", "feature_repo", "models", "monitoring", "simulator")
+FOLDERS = ("bentos", "feature_repo", "models", "monitoring", "rehearsal", "simulator")
 FILES = ("bentofile.yaml", "campaign.py", "campaign.toml", "pipeline.py", "pyproject.toml")
 RUN = ("run", "--users", "5000", "--days", "90", "--seed", "3", "--end", "2026-11-23")
 # a file that appears while the step is at work, and seconds to wait before the kill

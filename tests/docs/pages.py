@@ -13,7 +13,7 @@ from campaign import ROOT
 BLOCK = re.compile(
     r"(?:<!-- needs: (?P<needs>[^>]+) -->\n)?^(?P<indent> *)```(?P<kind>\w+)\n(?P<text>.*?)^ *```$", re.S | re.M
 )
-FOLDERS = ("bentos", "feature_repo", "models", "monitoring", "simulator")
+FOLDERS = ("bentos", "feature_repo", "models", "monitoring", "rehearsal", "simulator")
 FILES = ("campaign.py", "campaign.toml", "pipeline.py", "pyproject.toml", "requirements.lock", "Makefile")
 
 
