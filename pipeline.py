@@ -303,16 +303,22 @@ def compact() -> None:
 
 @app.command()
 @_alone
-def score() -> None:
+def score(
+    to_online: Annotated[bool, typer.Option("--push", help="Also write it to Feast's view `eligibility`.")] = False,
+) -> None:
     """Every user -> a table of who is eligible.
 
     Under data/eligibility, through the same engine as the service.
     """
-    from bentos.bulk import score_all
+    from bentos.bulk import push, score_all
 
     with _bar("scoring") as progress:
         path = score_all(data_dir(), load_campaign(), now=_now(), progress=progress)
     out.print(f"eligibility of every user: {path}")
+    if to_online:
+        with _bar("pushing") as progress:
+            count = push(path, _now(), progress)
+        out.print(f"online view eligibility: {count:,} users written")
 
 
 @app.command()

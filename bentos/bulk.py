@@ -10,6 +10,7 @@ the service, which logs the decision.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -26,10 +28,11 @@ from campaign import Campaign, ModelError, StoreError
 from feature_repo.atomic import replacing, write_json
 from feature_repo.contracts import REASONS
 from feature_repo.retrieval import FeatureSchema, feature_schema, latest_features, open_store
-from feature_repo.store import snapshot_file
+from feature_repo.store import answering, import_feast, snapshot_file
 from models.registry import champion_tag, model_path
 
 BATCH_ROWS = 32_768
+PUSHED = ["user_id", "eligible", "arm", "reason", "score", "model_tag"]  # the view feature_repo.eligibility
 
 
 def score_all(
@@ -79,6 +82,43 @@ def score_all(
             progress(done, users)
     write_json(folder / "run.json", {**run, "done": True})
     return folder
+
+
+def push(folder: Path, now: datetime, progress: Callable[[int, int], None] | None = None) -> int:
+    """Write a finished table to the online view `eligibility`. Goes on where a killed run stopped; once per table.
+
+    Args:
+        folder: from `score_all`.
+        now: event time of what is written; Redis keeps what it has unless the time is later.
+        progress: called with (users done, users in all).
+
+    Returns: number of users written by this call.
+    Raises: StoreError: the online store does not answer, or the view is not applied.
+    """
+    import_feast()
+    from feast.errors import FeastError
+
+    store, marker = open_store(), folder / "pushed.json"
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    before = json.loads(marker.read_text(encoding="utf-8")) if marker.exists() else {}
+    parts = sorted(folder.glob("part-*.parquet"))
+    state = {"run": run, "profile": os.environ.get("TACTFUL_STORE", "local"), "users": 0, "parts": 0}
+    if {**before, "users": 0, "parts": 0} == state:
+        state = before
+    start = int(state["users"])
+    for number, part in enumerate(parts[state["parts"] :], start=state["parts"]):
+        frame = pq.read_table(part, columns=PUSHED).to_pandas()
+        frame.insert(1, "event_timestamp", pd.Timestamp(now).as_unit("us"))
+        try:
+            with answering():
+                store.push("eligibility_push", frame)
+        except FeastError as error:
+            raise StoreError(f"eligibility: {error}; run `feast -c feature_repo apply`") from error
+        state = {**state, "users": state["users"] + len(frame), "parts": number + 1}
+        write_json(marker, state)
+        if progress:
+            progress(state["users"], run["users"])
+    return int(state["users"]) - start
 
 
 def score_batch(

@@ -2,11 +2,12 @@
 
 from feast import FeatureService, Project
 
+from feature_repo.eligibility import eligibility, pushed
 from feature_repo.entities import user
 from feature_repo.on_demand import request_context
 from feature_repo.views import activity_7d, activity_28d, message_history, subscription_history, user_profile
 
-__all__ = ["project", "uplift_v1", "user"]
+__all__ = ["eligibility", "project", "pushed", "uplift_v1", "user"]
 
 project = Project(name="tactful", description="Who is eligible for an in-app message.")
 

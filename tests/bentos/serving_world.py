@@ -54,12 +54,13 @@ def add_redis(folder: Path, port: str) -> None:
 def apply_and_materialize(repo: Path, name: str) -> None:
     from feast import FeatureStore
 
-    from feature_repo import entities, on_demand, services, sources, views
+    from feature_repo import eligibility, entities, on_demand, services, sources, views
     from feature_repo.retrieval import materialize
 
     store = FeatureStore(repo_path=str(repo), fs_yaml_file=repo / name)
     tables = [v for v in vars(views).values() if type(v).__name__ == "FeatureView"]
-    store.apply([entities.user, sources.snapshots, *tables, on_demand.request_context, services.uplift_v1])
+    bulk = [eligibility.pushed, eligibility.eligibility]
+    store.apply([entities.user, sources.snapshots, *tables, on_demand.request_context, services.uplift_v1, *bulk])
     materialize(store, END)
 
 

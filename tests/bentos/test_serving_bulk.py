@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from serving_world import END, NOW
 
-from bentos.bulk import score_all
+from bentos.bulk import push, score_all
 from bentos.features import Ask
 from bentos.schemas import DecideRequest
 from bentos.snapshot_reader import SnapshotReader
@@ -85,6 +85,36 @@ def test_score_all_resumes_and_starts_over_when_inputs_change(inside, campaign):
     score_all(inside / "data", campaign, now=NOW + timedelta(days=30), batch_rows=128)
     assert set(pd.read_parquet(missing)["reason"]) == {"stale_features"}
     assert folder.name == f"date={END}"
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("profile", ["local", pytest.param("redis", marks=pytest.mark.redis)])
+def test_push_lets_a_client_look_eligibility_up_with_feast_alone(inside, campaign, monkeypatch, profile, request):
+    if profile == "redis":
+        request.getfixturevalue("redis_world")
+        monkeypatch.setenv("TACTFUL_STORE", "redis")
+    folder = score_all(inside / "data", campaign, now=NOW, batch_rows=128)
+    table = pd.concat([pd.read_parquet(part) for part in sorted(folder.glob("part-*.parquet"))])
+
+    def kill(done, users):
+        assert users == len(table)
+        if done > 128:
+            raise Killed
+
+    with pytest.raises(Killed):
+        push(folder, NOW, kill)
+    assert push(folder, NOW) == len(table) - 256, "it goes on behind the two parts that were written"
+    assert push(folder, NOW) == 0
+    asked, names = table.iloc[::7], ["eligible", "arm", "reason", "score", "model_tag"]
+    rows = {"user_id": [*asked["user_id"], "nobody"]}
+    found = open_store().get_online_features([f"eligibility:{name}" for name in names], rows).to_dict(True)
+    for name in names:
+        expected = asked[name].astype(object).where(asked[name].notna(), None).tolist()
+        assert found[name] == [*expected, None], name
+    assert found["eligible__ts"] == [int(NOW.timestamp())] * len(asked) + [0]
 
 
 def test_worker_survives_a_clock_that_jumps(inside, monkeypatch):
