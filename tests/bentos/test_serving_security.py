@@ -4,15 +4,19 @@ import io
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
 
 from bentos.logs import JsonLines
 from bentos.security import Gate
 from bentos.settings import Settings, now
-from campaign import CampaignError
+from campaign import ROOT, CampaignError
 
 
 class Quiet:
@@ -61,6 +65,43 @@ def test_gate_lets_the_right_token_through():
     assert call("/ops/", "ops-secret") == (0, ["/ops/"])
     assert call("/ops/", "ops-secret", basic=True) == (0, ["/ops/"])
     assert call("/ops/", "wrong", basic=True)[0] == 401
+
+
+def test_gate_surrounds_what_bentoml_puts_around_it():
+    reached = []
+
+    class Outer:
+        """Stands for BentoML's tracing and time limit, which it puts around every middleware of ours."""
+
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            reached.append((scope["type"], scope.get("path")))
+            await self.app(scope, receive, send)
+
+    app = Starlette(middleware=[Middleware(Outer), Middleware(Gate, worker=Quiet())])
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    async def ask(path):
+        await app({"type": "http", "path": path, "method": "GET", "headers": []}, None, send)
+        return next(m["status"] for m in reversed(sent) if "status" in m)
+
+    async def main():
+        messages = asyncio.Queue()
+        messages.put_nowait({"type": "lifespan.startup"})
+        messages.put_nowait({"type": "lifespan.shutdown"})
+        await app({"type": "lifespan"}, messages.get, send)
+        assert await ask("/decide") == 401
+        assert await ask("/junk") == 404
+        assert reached == [("lifespan", None)]
+        assert await ask("/livez") == 404  # there is no such route in this app, but it was asked
+        assert reached[1:] == [("http", "/livez")]
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("path", ["/livez", "/healthz"])
@@ -122,3 +163,16 @@ def test_service_import_turns_telemetry_off():
         [sys.executable, "-W", "ignore", "-c", script], env=environ, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_page_about_security_names_only_tests_that_exist():
+    text = (ROOT / "docs" / "security.md").read_text()
+    named = set(re.findall(r"`(test_\w+)`", text))
+    written = {
+        name
+        for file in Path(__file__).parent.glob("test_*.py")
+        for name in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    assert len(named) > 8
+    assert named <= written
+    assert "..." not in text, "a shortened name cannot be checked"

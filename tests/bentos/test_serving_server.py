@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import string
 import subprocess
 import sys
 import threading
@@ -176,6 +177,36 @@ def test_server_known_pages_answer(server, path):
 )
 def test_server_unknown_paths_do_not_exist(server, path):
     assert httpx.get(server + path).status_code in (404, 405)
+
+
+def fuzz(url, log, n):
+    """Generated bad requests: no 5xx, nobody eligible, no traceback, no id in the log, metrics bounded."""
+    rng = np.random.default_rng(0)
+    before = len(httpx.get(f"{url}/metrics").content)
+    alphabet = np.array([*string.printable, "é", "ü", "\u4e2d", "\x00"])
+    seeds = [b'{"user_ids": ["zz-secret"], "context": {"hour": 1, "surface": "home"}}', b'{"user_ids": []}', b"[]"]
+    statuses = set()
+    with httpx.Client(timeout=20) as client:
+        for i in range(n):
+            body = bytearray(seeds[i % len(seeds)])
+            for _ in range(rng.integers(1, 6)):
+                body[rng.integers(len(body))] = rng.integers(256)
+            if i % 3 == 2:
+                body = "".join(rng.choice(alphabet, rng.integers(1, 200))).encode()
+            path = "/decide" if i % 10 else "/" + "".join(rng.choice(list(string.ascii_letters), 8))
+            kind = {"content-type": "application/json" if i % 7 else "text/x"}
+            response = client.post(url + path, content=bytes(body), headers=kind)
+            statuses.add(response.status_code)
+            assert response.status_code < 500, body
+            assert b"Traceback" not in response.content
+            assert b'"eligible":true' not in response.content
+    assert {400, 404, 415} <= statuses
+    assert len(httpx.get(f"{url}/metrics").content) < before + 10_000
+    assert "zz-secret" not in log.read_text()
+
+
+def test_server_fuzzed_requests_never_decide_nor_break_it(server, world):
+    fuzz(server, world / "server.log", 400)
 
 
 def test_server_describes_decide(server):
