@@ -129,6 +129,36 @@ def _alone(command: Callable[P, None]) -> Callable[P, None]:
     return alone
 
 
+# --------------------------------------------------------------------------------------------- how things stand
+
+
+@app.command()
+def status(as_json: JsonOption = False) -> None:
+    """Champion, newest features, last verdict, today's decisions."""
+    from bentos.decision_log import decided_on
+    from monitoring.status import status as ask
+    from monitoring.status import status_text
+
+    today = decided_on(_now().date(), data_dir() / "decision_log", data_dir() / "decisions")
+    found = ask(data_dir(), today)
+    _answer(as_json, found, status_text(found))
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """What is in place, what is not, and the command to mend it.
+
+    Installation, campaign.toml, disk, logs, clock, snapshots, online store, model. Exit code 3 when something must be
+    mended.
+    """
+    from monitoring.doctor import as_dicts, examine
+
+    findings = examine(_now())
+    _answer(as_json, as_dicts(findings), "\n".join(finding.line() for finding in findings))
+    if any(finding.verdict == "mend" for finding in findings):
+        raise typer.Exit(3)
+
+
 # ---------------------------------------------------------------------------------------------- logs and features
 
 

@@ -10,9 +10,9 @@ import fcntl
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,19 @@ def count_reasons(path: Path) -> Counter[str]:
     counts: Counter[str] = Counter()
     for line in read_lines(path):
         counts.update(REASONS[code] for code in line.get("reason", ()))
+    return counts
+
+
+def decided_on(day: date, raw_dir: Path, decisions_dir: Path) -> Counter[str]:
+    """The service's decisions of a day by reason, compacted or not; damaged files, or gone by now, are left out."""
+    counts: Counter[str] = Counter()
+    raw = {path.stem for path in raw_dir.glob(f"{day}-*{SUFFIX}")}
+    for stem in raw:
+        with suppress(DataError, FileNotFoundError):
+            counts += count_reasons(raw_dir / f"{stem}{SUFFIX}")
+    for path in (decisions_dir / f"date={day}").glob("service-*.parquet"):
+        if path.stem.removeprefix("service-") not in raw:  # else counted above, where there may be more by now
+            counts.update(pq.read_table(path, columns=["reason"], partitioning=None).column(0).to_pylist())
     return counts
 
 

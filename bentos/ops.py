@@ -7,9 +7,7 @@ addresses and their logs.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from bentos.decision_log import count_reasons, read_decisions
+from bentos.decision_log import decided_on, read_decisions
 from bentos.explain import explain_logged, told
 from bentos.raw_log import SUFFIX
 from bentos.settings import now
@@ -84,7 +82,7 @@ def page_facts(worker: Worker, user_id: str | None) -> dict[str, Any]:
         "pointer": _or_error(read_pointer),
         "model": _or_error(lambda: _model_facts(champion.tag)) if champion.tag else {},
         "week": _or_error(_last_week),
-        "today": _decided_today(worker.settings.log_dir),
+        "today": decided_on(now().date(), worker.settings.log_dir, data_dir() / "decisions").most_common(),
         "user_id": user_id,
         "found": found,
         "moved": _or_error(lambda: _moved(worker, found)) if found and found["score"] is not None else {},
@@ -114,15 +112,6 @@ def _model_facts(tag: str) -> dict[str, Any]:
 def _last_week() -> dict[str, Any]:
     files = sorted((data_dir() / "monitoring").glob("*-W*/decision.json"))
     return dict(json.loads(files[-1].read_text(encoding="utf-8"))) if files else {}
-
-
-def _decided_today(log_dir: Path) -> list[tuple[str, int]]:
-    """Decisions per reason in the raw log files of today; files damaged or gone by now are left out."""
-    counts: Counter[str] = Counter()
-    for path in log_dir.glob(f"{now().date().isoformat()}-*{SUFFIX}"):
-        with contextlib.suppress(DataError, FileNotFoundError):
-            counts += count_reasons(path)
-    return counts.most_common()
 
 
 def latest_decision(user_id: str) -> dict[str, Any] | None:

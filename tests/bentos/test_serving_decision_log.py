@@ -2,6 +2,7 @@ import json
 import os
 import resource
 import signal
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from linear_model import make_rows
 
-from bentos.decision_log import compact, read_decisions
+from bentos.decision_log import compact, decided_on, read_decisions
 from bentos.engine import CODE, OK, decide, decide_without_model
 from bentos.raw_log import DecisionLog, LogError, batch_line, context_of, read_lines
 from campaign import DataError
@@ -40,6 +41,21 @@ def write(campaign, bundle):
 def read_all(folder):
     files = sorted(folder.glob("date=*/*.parquet"))
     return pd.concat([pq.ParquetFile(f).read().to_pandas() for f in files], ignore_index=True)
+
+
+def test_decided_on_counts_compacted_and_raw_once(tmp_path, write):
+    raw, out, day = tmp_path / "raw", tmp_path / "out", AT.date()
+    done, living = DecisionLog(raw, 2**20), DecisionLog(raw, 2**20)
+    write(done, "r1")
+    done.close()
+    write(living, "r2")
+    expected = Counter(decided_on(day, raw, out))
+    assert expected.total() == 6
+    compact(raw, out)  # the finished file is gone, the living one is there and in Parquet
+    write(living, "r3")
+    assert decided_on(day, raw, out).total() == 9
+    assert decided_on(day - timedelta(days=1), raw, out) == Counter()
+    living.close()
 
 
 def test_compact_keeps_every_value(tmp_path, write, campaign):

@@ -1,0 +1,74 @@
+"""Where things stand: the champion, the newest features, the last verdict, today's decisions."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from campaign import TactfulError, load_campaign
+from models.registry import read_pointer
+from monitoring.doctor import newest_snapshot
+
+
+def status(data: Path, decided_today: Counter[str]) -> dict[str, Any]:
+    """One value for each question; null where there is nothing yet.
+
+    Args:
+        data: data folder.
+        decided_today: decisions the service logged today, by reason.
+    """
+    pointer = read_pointer()
+    promoted = [entry["at"] for entry in pointer.history if entry["tag"] == pointer.champion]
+    return {
+        "campaign": load_campaign().name,
+        "champion": pointer.champion,
+        "champion_since": promoted[-1] if promoted else None,
+        "challenger": pointer.challenger,
+        "features_day": _or_none(lambda: str(newest_snapshot())),
+        "materialized_until": _or_none(_materialized),
+        "last_week": _last_week(data / "monitoring"),
+        "decisions_today": dict(decided_today.most_common()),
+    }
+
+
+def _or_none(read: Any) -> str | None:
+    try:
+        return read()  # type: ignore[no-any-return]
+    except TactfulError:  # nothing there yet; `tactful doctor` says why
+        return None
+
+
+def _materialized() -> str | None:
+    """Until when every view of the feature store was materialized, as Feast's registry has it."""
+    from feature_repo.store import open_store
+
+    ends: list[datetime | None] = [view.most_recent_end_time for view in open_store().list_feature_views()]
+    known = [end for end in ends if end is not None]
+    return f"{min(known):%Y-%m-%d %H:%M} UTC" if known and len(known) == len(ends) else None
+
+
+def _last_week(folder: Path) -> dict[str, Any] | None:
+    files = sorted(folder.glob("*-W*/decision.json"))
+    if not files:
+        return None
+    decision = json.loads(files[-1].read_text(encoding="utf-8"))
+    return {"week": decision["week"], "action": decision["action"], "reasons": decision["reasons"]}
+
+
+def status_text(found: dict[str, Any]) -> str:
+    """The same for a person."""
+    week, today = found["last_week"], found["decisions_today"]
+    nothing = "none yet"
+    rows = {
+        "campaign": found["campaign"],
+        "champion": f"{found['champion']} since {found['champion_since'][:16]}" if found["champion"] else nothing,
+        "challenger": found["challenger"] or "none",
+        "features": f"snapshots to {found['features_day']}" if found["features_day"] else nothing,
+        "online store": f"filled to {found['materialized_until']}" if found["materialized_until"] else nothing,
+        "last verdict": f"{week['week']}: {week['action']}" if week else nothing,
+        "decided today": ", ".join(f"{n:,} {reason}" for reason, n in today.items()) or "nothing",
+    }
+    return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
