@@ -23,13 +23,14 @@ from scipy.stats import chisquare, norm
 
 from campaign import Campaign
 from models.propensities import outside_holdout
-from monitoring.profile import Counts, Profile, prediction_names, reference_counts
+from monitoring.profile import Counts, Profile, count_rows, prediction_names, reference_counts
 
 FAR_SHARE = 0.01  # of rows further out than the reference range is wide
 ZEROS_RISE = 0.15  # of rows that were not 0 and are now
 VANISHED, RENAMED = 0.1, 0.05  # an old category at a tenth of its share while new ones hold this much
 LAYER_TOLERANCE, SEGMENT_TOLERANCE = 0.05, 0.25  # relative departure of a layer's share
 PROPENSITY_TOLERANCE = 0.05  # departure of an arm's share from its mean propensity
+NEWCOMER, NEWCOMER_DAYS = "account_age_days", 28  # a younger account has few values, and zeros
 MIN_GROUP = 200  # decisions below which arms are not compared with propensities
 FAILURES = ("stale_features", "feature_store_error", "model_unavailable", "unknown_user")
 FAILURE_SHARE = 0.05
@@ -134,11 +135,19 @@ def check_week(
         return checks
     return [
         *checks,
-        *_columns(profile, counts, campaign),
+        *_columns(profile, _settled(frame, profile, counts), campaign),
         *_ages(frame, campaign),
         *_layers(frame, campaign),
         *_arms(frame, campaign),
     ]
+
+
+def _settled(frame: pd.DataFrame, profile: Profile, counts: Counts) -> Counts:
+    """Counts of users whose account fills its windows: a flood of newcomers is not broken data."""
+    if NEWCOMER not in frame:
+        return counts
+    settled = ~(frame[NEWCOMER] < NEWCOMER_DAYS).to_numpy()
+    return count_rows(profile, frame[settled]) if MIN_GROUP <= settled.sum() < len(frame) else counts
 
 
 def _columns(profile: Profile, counts: Counts, campaign: Campaign) -> list[Check]:

@@ -10,7 +10,9 @@ In this order; the first that holds gives the action:
     any drift, or one of the above during the cooldown         warn      0
     otherwise                                                  none      0
 
-A retraining is followed by `cooldown_weeks` without another. A ranking that is upside down (slope significantly below
+A retraining is followed by `cooldown_weeks` without another. Drift that a retraining of this champion has answered (the
+gate kept it) asks again only for more columns, or when decisions of the drifted weeks have matured: until then there is
+nothing new to train on. A ranking that is upside down (slope significantly below
 0) sets `fallback` at once, cooldown or not: the champion does harm until it is replaced.
 """
 
@@ -28,6 +30,7 @@ from monitoring.realised import Realised
 
 EXIT_CODES = {"none": 0, "warn": 0, "retrain": 10, "stop": 20}
 PERSISTENCE_WEEKS = 2
+DRIFT_CODES = ("feature_drift", "red_line")
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,9 @@ def decide(
         return Decision(week, champion, "stop", tuple(f"data:{name}" for name in names))
     drifting, weeks = _drift_weeks(week, champion, statistics.drift, earlier, campaign)
     urgent, doubts = _reasons(statistics, drifting, weeks)
+    answered = _answered(week, champion, earlier, campaign)
+    doubts = [reason for reason in urgent if _columns(reason) <= answered] + doubts
+    urgent = [reason for reason in urgent if reason not in doubts]
     fallback = bool(statistics.realised and statistics.realised.inverted)
     if fallback:
         urgent.append("inverted:" + ",".join(statistics.realised.inverted))  # type: ignore[union-attr]
@@ -167,6 +173,27 @@ def _reasons(statistics: Statistics, drifting: bool, weeks: int) -> tuple[list[s
         names = [c.name for c in drift.of("prediction") if c.warn] or ["share_eligible"]
         doubts.append("prediction_drift:" + ",".join(names))
     return urgent, doubts
+
+
+def _columns(reason: str) -> set[tuple[str, str]]:
+    """Code and column of each feature in a reason; one that is no drift of features has a column no drift can have."""
+    code, _, names = reason.partition(":")
+    return {(code, name) for name in names.split(",")} if code in DRIFT_CODES else {("", reason)}
+
+
+def _answered(
+    week: date, champion: str, earlier: Sequence[Mapping[str, Any]], campaign: Campaign
+) -> set[tuple[str, str]]:
+    """Drift for which this champion was up for replacement already, within the time that new outcomes need."""
+    wait = campaign.matures_after_days + 7 * campaign.monitoring.pool_weeks
+    asked = [
+        reason
+        for h in earlier
+        if h["action"] == "retrain" and h["champion"] == champion
+        if (week - date.fromisoformat(h["monday"])).days <= wait
+        for reason in h["reasons"]
+    ]
+    return {pair for reason in asked for pair in _columns(reason) if pair[0]}
 
 
 def _in_cooldown(week: date, earlier: Sequence[Mapping[str, Any]], campaign: Campaign) -> bool:

@@ -22,8 +22,10 @@ from models.splits import split_of
 from monitoring.weekly import WeekInputs
 
 REFERENCE_ROWS = 20_000
-# These move by themselves: accounts and logs grow older, our messages become history. Shown, never counted as drift.
+# These move by themselves: accounts and logs grow older, our messages become history and sell plans. Shown, never
+# counted as drift.
 MOVING = (
+    "plan",
     "account_age_days",
     "subscribed_ever",
     "days_since_subscription_event",

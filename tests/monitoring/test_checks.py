@@ -137,3 +137,13 @@ def test_check_week_does_not_stop_quiet_weeks(weeks):
     rng = np.random.default_rng(10)
     profile = make_profile(rng, 8_000, weeks=2.0)
     assert [failed(profile, make_frame(rng, 4_000, Truth(wobble=0.03))) for _ in range(weeks)] == [{}] * weeks
+
+
+def test_check_week_a_flood_of_newcomers_is_not_broken_data(profile, quiet_week):
+    new = some(quiet_week, 0.3)
+    gaps = quiet_week.assign(n05=quiet_week["n05"].mask(new), account_age_days=np.where(new, 3.0, 400.0))
+    assert failed(profile, gaps) == {}
+    everybody = gaps.assign(account_age_days=400.0)
+    assert "n05: share of rows without a value rose" in failed(profile, everybody)["missing"]
+    old_too = gaps.assign(n05=gaps["n05"].mask(some(gaps, 0.2, seed=1)))
+    assert "missing" in failed(profile, old_too)

@@ -31,9 +31,15 @@ def verdict(statistics, history=(), week=MONDAY):
     return decide(week, "m1", statistics, history, SETUP)
 
 
-def before(weeks, action="warn", drift_weeks=1, champion="m1"):
+def before(weeks, action="warn", drift_weeks=1, champion="m1", reasons=()):
     monday = (MONDAY - timedelta(weeks=weeks)).isoformat()
-    return {"monday": monday, "action": action, "drift_weeks": drift_weeks, "champion": champion}
+    return {
+        "monday": monday,
+        "action": action,
+        "drift_weeks": drift_weeks,
+        "champion": champion,
+        "reasons": list(reasons),
+    }
 
 
 def test_decide_nothing_moved():
@@ -52,6 +58,25 @@ def test_decide_realised_uplift_retrains_on_its_own():
     decision = verdict(Statistics((OK,), drift(), realised(alarm=True)))
     assert (decision.action, decision.exit_code) == ("retrain", 10)
     assert decision.reasons == ("realised_uplift:offer/weighted",)
+
+
+def test_decide_answered_drift_asks_again_when_there_is_something_new():
+    asked = before(3, action="retrain", drift_weeks=2, reasons=["feature_drift:device,plan", "red_line:country"])
+    history = [asked, before(1, drift_weeks=3)]
+    same = verdict(Statistics((OK,), drift(warn=["plan", "device"], red=["country"])), history)
+    assert same.action == "retrain"  # country moved beyond the red line then, and counts as drifted now as well
+    same = verdict(Statistics((OK,), drift(warn=["plan", "device"])), history)
+    assert (same.action, same.reasons) == ("warn", ("feature_drift:device,plan",))
+    assert verdict(Statistics((OK,), drift(red=["country"])), [asked]).reasons[0] == "red_line:country"
+    more = verdict(Statistics((OK,), drift(warn=["plan", "age_band"])), history)
+    assert more.action == "retrain"
+    other = [asked | {"champion": "m0"}, before(1, drift_weeks=3)]
+    assert verdict(Statistics((OK,), drift(warn=["plan", "device"])), other).action == "retrain"
+    # 30 days until outcomes are known, and 4 weeks that are pooled
+    long_ago = [before(9, action="retrain", reasons=asked["reasons"]), before(1, drift_weeks=3)]
+    assert verdict(Statistics((OK,), drift(warn=["plan", "device"])), long_ago).action == "retrain"
+    uplift = verdict(Statistics((OK,), drift(warn=["plan"]), realised(alarm=True)), history)
+    assert uplift.action == "retrain"
 
 
 def test_decide_red_line_retrains_at_once():
