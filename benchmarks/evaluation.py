@@ -56,7 +56,9 @@ def covered(world: World, repetitions: int) -> pd.DataFrame:
     truth, parts = world.truth(), []
     for r in range(repetitions):
         log, _ = world.draw(r)
-        table = evaluate(log, {"test": Threshold(world.score(log))}, Y, features=["x"])
+        table = evaluate(
+            log, {"test": Threshold(world.score(log))}, Y, features=["x"], estimators=("ips", "snips", "dr")
+        )
         parts.append(table[(table["outcome"] == "y") & table["policy"].isin(list(truth))])
     rows = pd.concat(parts, ignore_index=True)
     rows = rows[~((rows["policy"] == "send_none") & (rows["baseline"] == "send_all"))]  # mirror of all - none
