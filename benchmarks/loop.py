@@ -1,6 +1,6 @@
 """The closed loop over several seeds and drifts: what it is worth beside policies that never change.
 
-    .venv/bin/python benchmarks/rehearsal.py [KIND@WEEK|none ...] [--seeds 1 2 3] [--weeks 16] [--users 10000]
+    .venv/bin/python benchmarks/loop.py [KIND@WEEK|none ...] [--seeds 1 2 3] [--weeks 16] [--users 10000]
 
 Plays what is not played yet (`tactful rehearse`, minutes each), and writes the section `rehearsal` of
 docs/benchmarks.md from everything played so far. Values are true ones; differences are paired by seed, SE over seeds.
@@ -94,9 +94,7 @@ def true_value(file: Path, users: pd.Series, campaign: object) -> np.ndarray:
 def section(played: Sequence[dict]) -> str:
     """The section of docs/benchmarks.md."""
     lines = ["## Rehearsal of the closed loop", ""]
-    lines += [
-        "`python benchmarks/rehearsal.py`; true values, EUR per user and window; policy minus each rival, mean over"
-    ]
+    lines += ["`python benchmarks/loop.py`; true values, EUR per user and window; policy minus each rival, mean over"]
     lines += ["all decisions of a rehearsal, paired by seed (SE over seeds).", ""]
     lines += ["| rehearsals | over frozen | over send-all | over send-none | alarms | promoted | recovery |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
