@@ -43,8 +43,8 @@ def play(script: Script) -> dict[str, object]:
     return found | {"alarm": alarms[:1], "recovery": recovery(script, result, min(later)) if later else None}
 
 
-def recovery(script: Script, result: Result, week: int) -> float | None:
-    """Gain over sending nothing in the weeks after a promotion, as a share of a model's that saw only the new world.
+def recovery(script: Script, result: Result, week: int) -> list[float] | None:
+    """Value, and gain over sending nothing, in the weeks after a promotion: shares of a model's of the new world alone.
 
     That model is trained on as many decisions from after the drift as the promoted one had, by the end of the world.
     """
@@ -68,7 +68,7 @@ def recovery(script: Script, result: Result, week: int) -> float | None:
         frame = frame[frame["decided_at"] >= start]
         frame = frame.sample(min(n, len(frame)), random_state=script.seed).reset_index(drop=True)
         best = fit(frame, fit_spec(campaign, feature_schema(store)))
-        gains = []
+        gains, values = [], []
         for w in weeks:
             day = pd.Timestamp(script.monday(w.week), tz="UTC")
             rows = decisions[decisions["decided_at"].dt.floor("D") == day].reset_index(drop=True)
@@ -78,9 +78,11 @@ def recovery(script: Script, result: Result, week: int) -> float | None:
             value = true_value(
                 data / "truth" / f"{script.monday(w.week)}-part-00000000.parquet", rows["user_id"], campaign
             )
-            gains.append((value[np.arange(len(arm)), arm] - value[:, 0]).mean())
-    got = np.mean([w.value_policy - w.value_send_none for w in weeks])
-    return float(got / np.mean(gains))
+            taken = value[np.arange(len(arm)), arm]
+            gains.append((taken - value[:, 0]).mean())
+            values.append(taken.mean())
+    gained = np.mean([w.value_policy - w.value_send_none for w in weeks])
+    return [float(np.mean([w.value_policy for w in weeks]) / np.mean(values)), float(gained / np.mean(gains))]
 
 
 def true_value(file: Path, users: pd.Series, campaign: object) -> np.ndarray:
@@ -105,15 +107,16 @@ def section(played: Sequence[dict]) -> str:
         gains = [mean_and_se([p["gain"][r] for p in of]) for r in ("frozen", "send_all", "send_none")]
         seeds = ", ".join(str(p["script"]).rpartition("-seed")[2] for p in of)
         told = [" / ".join(_weeks(p[key]) for p in of) for key in ("retrain", "promoted")]
-        back = " / ".join("-" if p["recovery"] is None else f"{p['recovery']:.2f}" for p in of)
+        back = " / ".join("-" if p["recovery"] is None else "{:.2f} ({:.2f})".format(*p["recovery"]) for p in of)
         lines.append(f"| {name}, seeds {seeds} | {' | '.join(gains)} | {' | '.join(told)} | {back} |")
     lines += [
         "",
-        "Alarms and promotions: weeks, by seed. Recovery: gain over sending nothing in the three weeks after the first",
+        "Alarms and promotions: weeks, by seed. Recovery: value (in brackets: gain over sending nothing) in the three",
     ]
     lines += [
-        "promotion since the drift, as a share of that of a model trained on as many decisions of the new world alone."
+        "weeks after the first promotion since the drift, as a share of that of a model trained on as many decisions of"
     ]
+    lines += ["the new world alone."]
     return "\n".join(lines)
 
 
