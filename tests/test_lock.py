@@ -1,0 +1,20 @@
+"""The lock can be installed by the oldest Python 3.11 that distributions still ship (Debian 12: 3.11.2)."""
+
+from importlib.metadata import distribution
+
+import pytest
+from packaging.specifiers import SpecifierSet
+
+from campaign import ROOT
+
+LOCK = [line for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines() if line]
+
+
+@pytest.mark.parametrize("line", LOCK)
+def test_lock_installs_on_python_3_11_2(line):
+    name, _, version = line.partition("==")
+    installed = distribution(name)
+    assert installed.version.partition("+")[0] == version, f"{name}: run `make .venv`"
+    assert SpecifierSet(installed.metadata["Requires-Python"] or "").contains("3.11.2"), installed.metadata[
+        "Requires-Python"
+    ]
