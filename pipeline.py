@@ -478,64 +478,116 @@ def rehearse(
 
 # ---------------------------------------------------------------------------------------------------- live experiments
 
-Baseline = Annotated[
-    Literal["send_none", "send_all"], typer.Option(help="Policy of the control variant: send_none or send_all.")
-]
-
 
 @experiment_app.command("plan")
 def plan_experiment(
     name: Annotated[str, typer.Argument(help="Name of the experiment.")],
-    baseline: Baseline = "send_none",
+    baseline: Annotated[
+        Literal["send_none", "send_all", "champion", "rule"], typer.Option(help="Policy of the control variant.")
+    ] = "send_none",
+    rule: Annotated[
+        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Whom baseline rule messages; may be repeated.")
+    ] = None,
+    ladder: Annotated[
+        bool, typer.Option(help="Candidates: thresholds from the offline gain curve (baseline champion: always).")
+    ] = False,
+    threshold: Annotated[
+        list[float] | None, typer.Option(help="A candidate: the champion at this threshold, EUR; may be repeated.")
+    ] = None,
+    weight: Annotated[
+        list[str] | None, typer.Option(metavar="OUTCOME=EUR", help="Candidates score with this; may be repeated.")
+    ] = None,
+    effect: Annotated[
+        list[str] | None,
+        typer.Option(metavar="METRIC=VALUE", help="Absolute effect to plan for, instead of the offline forecast."),
+    ] = None,
     share: Annotated[float, typer.Option(help="Share of users outside holdout and exploration that take part.")] = 0.5,
+    ramp: Annotated[float, typer.Option(help="Part of that share enrolled at the start; `change` raises it.")] = 1.0,
     starts: Annotated[datetime | None, typer.Option(formats=DATE, help="First day; default: now.")] = None,
     looks: Annotated[int, typer.Option(min=1, help="Planned readings.")] = 1,
     power: Annotated[float, typer.Option(help="Wanted probability that a candidate this good ships.")] = 0.8,
     as_json: JsonOption = False,
 ) -> None:
-    """The champion against a baseline: how many users, how long.
+    """Candidates against a baseline: sample size, duration, and the file that the service picks up.
 
-    Writes the file that a running service picks up.
+    The candidate is the champion as it is, unless thresholds, weights or a ladder are asked for.
     """
     import pandas as pd
 
+    from monitoring.experiment_design import candidates, expected_effects, offline_forecasts
     from monitoring.experiment_file import Variant
-    from monitoring.experiment_forecast import forecasts_of
     from monitoring.experiment_run import plan_live, planning_frame
 
     campaign, tag = load_campaign(), _champion()
-    report = data_dir() / "reports" / tag.replace(":", "-")
-    values = pd.read_csv(report / "values.csv", keep_default_na=False, na_values=["nan", ""]).fillna({"segment": ""})
-    forecast = forecasts_of(values, "uplift policy", baseline, "champion", model_tag=tag)
-    effects = {f.metric: f.value for f in forecast}
-    history = planning_frame(pd.read_parquet(report / "frame.parquet"), campaign, data_dir() / "logs", _as_of(None))
-    variants = [
-        Variant(name=baseline, policy=baseline, share=0.5),
-        Variant(name="champion", policy="champion", share=0.5),
-    ]
-    _, planned = plan_live(
+    frame = pd.read_parquet(data_dir() / "reports" / tag.replace(":", "-") / "frame.parquet")
+    control = Variant(name=baseline, policy=baseline, share=0.5, rule=_values_by_name(rule))
+    weights = _numbers_by_name(weight)
+    variants = candidates(campaign, frame, control, thresholds=threshold or (), weights=weights, ladder=ladder)
+    forecast = offline_forecasts(campaign, frame, variants, tag)
+    experiment, planned = plan_live(
         campaign,
         data_dir() / "experiments",
         name,
         variants,
-        history,
-        effects,
+        planning_frame(frame, campaign, data_dir() / "logs", _as_of(None)),
+        _numbers_by_name(effect) or expected_effects(campaign, forecast),
         share=share,
         starts_at=starts.replace(tzinfo=UTC) if starts else _now(),
         looks=looks,
         power=power,
+        ramp=ramp,
         forecast=forecast,
     )
     if as_json:
-        _answer(True, planned.to_dict(), "")
+        _answer(True, {**planned.to_dict(), "experiment": experiment.model_dump(mode="json")}, "")
         return
     _print_frame(planned.table)
+    _print_frame(pd.DataFrame([f.model_dump() for f in forecast]).drop(columns="model_tag"))
     out.print(
-        f"{planned.users:,} users in both variants, read after {planned.days} days; a candidate as good as forecast"
+        f"{planned.users:,} users in {len(variants)} variants, read after {planned.days} days: a candidate this good "
+        f"ships with probability {planned.ship_probability:.2f}\n{experiment.text()}\n"
+        f"written: {data_dir() / 'experiments' / name}.json",
+        soft_wrap=True,
     )
-    out.print(
-        f"ships with probability {planned.ship_probability:.2f}. Written: {data_dir() / 'experiments'}/{name}.json"
-    )
+
+
+def _values_by_name(pairs: list[str] | None) -> dict[str, tuple[str, ...]] | None:
+    """COLUMN=VALUE options: the values of each column."""
+    found: dict[str, tuple[str, ...]] = {}
+    for pair in pairs or ():
+        column, separator, value = pair.partition("=")
+        if not separator:
+            raise typer.BadParameter(f"{pair!r}, must be COLUMN=VALUE")
+        found[column] = (*found.get(column, ()), value)
+    return found or None
+
+
+def _numbers_by_name(pairs: list[str] | None) -> dict[str, float]:
+    """NAME=VALUE options."""
+    try:
+        return {name: float(value) for name, value in (pair.split("=") for pair in pairs or ())}
+    except ValueError:
+        raise typer.BadParameter(f"{pairs}, must be NAME=NUMBER") from None
+
+
+@experiment_app.command("change")
+def change_experiment(
+    name: Annotated[str, typer.Argument(help="Name of the experiment.")],
+    ramp: Annotated[float | None, typer.Option(help="Enrol this part of its share; only upwards.")] = None,
+    state: Annotated[
+        Literal["running", "stopped", "ended"] | None,
+        typer.Option(help="stopped: everybody gets the champion at once; running: back; ended: its users are free."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ramp up, stop, go back or end; the service follows within a second. Without an option: how it stands."""
+    from monitoring.experiment_file import change_state, read_experiment_file
+
+    folder = data_dir() / "experiments"
+    experiment = read_experiment_file(folder / f"{name}.json")
+    if ramp is not None or state is not None:
+        experiment = change_state(folder, name, _now(), state=state, ramp=ramp)
+    _answer(as_json, experiment.model_dump(mode="json"), experiment.text())
 
 
 @experiment_app.command("read")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from bentos import metrics
@@ -12,7 +12,7 @@ from bentos.engine import Bundle, load_bundle
 from bentos.experiments import Live
 from bentos.features import Reader
 from bentos.raw_log import Context, context_of
-from campaign import Campaign, ModelError, TactfulError, data_dir
+from campaign import Campaign, CampaignError, ModelError, TactfulError, data_dir
 from models.registry import champion_tag, model_path, pointer_path
 
 logger = logging.getLogger("tactful.champion")
@@ -81,31 +81,28 @@ class Champion:
     def _load(self, tag: str | None) -> bool:
         if tag is None:
             raise ModelError(f"{pointer_path()}: no champion; run `tactful train`, then `tactful promote`")
-        old, problem = self.serving, None
+        old = self.serving
+        same = tag == self.tag and old.bundle is not None
+        bundle = old.bundle if same and old.bundle else load_bundle(tag, model_path(tag), self.campaign)
         try:
-            live = self._experiments()
+            live, problem = self._experiments(bundle), None
         except TactfulError as error:
             # an experiment's file must not take the champion down: what ran runs on, and nothing new begins
             live, problem = old.live, error
-        if tag == self.tag and old.bundle is not None:
-            self.serving = replace(old, context=context_of(self.campaign, old.bundle, live.salts), live=live)
-            if problem:
-                raise problem
-            return False
-        bundle = load_bundle(tag, model_path(tag), self.campaign)
-        reader = self.open_reader(bundle)
+        reader = old.reader if same else self.open_reader(bundle)
         self.serving = Serving(bundle, reader, context_of(self.campaign, bundle, live.salts), live)
-        if old.reader is not None:
-            self.retired.append(old.reader)
-        metrics.SWAPS.labels("loaded").inc()
-        metrics.LOADED.set(1)
-        logger.info("champion loaded", extra={"model": tag})
-        if problem:
+        if not same:
+            if old.reader is not None:
+                self.retired.append(old.reader)
+            metrics.SWAPS.labels("loaded").inc()
+            metrics.LOADED.set(1)
+            logger.info("champion loaded", extra={"model": tag})
+        if problem is not None:
             raise problem
-        return True
+        return not same
 
-    def _experiments(self) -> Live:
-        """Experiments of this campaign that have not ended (CampaignError: a file is not an experiment)."""
+    def _experiments(self, bundle: Bundle) -> Live:
+        """Experiments of this campaign that have not ended (CampaignError: one cannot be run with this model)."""
         if not _folder_stamp(experiments_dir()):
             return NO_EXPERIMENTS
         from monitoring.experiment_file import read_experiments
@@ -113,7 +110,12 @@ class Champion:
         found = [e for e in read_experiments(experiments_dir()) if e.state != "ended"]
         other = [e.name for e in found if e.campaign_hash != self.campaign.hash]
         if other:
-            raise ModelError(f"experiments {other} were designed for another campaign.toml; end them, or restore it")
+            raise CampaignError(f"experiments {other} were designed for another campaign.toml; end them, or restore it")
+        columns = {column for e in found for v in e.variants for column in v.rule or {}}
+        if unknown := columns - {*bundle.numeric, *bundle.strings}:
+            raise CampaignError(
+                f"a rule asks for {sorted(unknown)}, which {bundle.tag} does not read; end its experiment"
+            )
         return Live(tuple(found), self.campaign.segments.columns)
 
 

@@ -60,7 +60,7 @@ def with_experiments(
     trigger of the analysis, and what a propensity given the variant is computed from.
     """
     # monitoring is imported when an experiment runs, not by every server
-    from monitoring.experiment_assign import OUTSIDE, experiment_propensities, experiment_variant, variant_arms
+    from monitoring.experiment_assign import OUTSIDE, arms_of, experiment_propensities, experiment_variant
 
     running = [(number, e) for number, e in enumerate(live.experiments) if e.is_on(now)]
     if not running:
@@ -74,7 +74,9 @@ def with_experiments(
     mixed[np.arange(n), champion] = 1 - len(running)
     enrolled: list[list[Any] | None] = [None] * n
     for number, experiment in running:
-        arms = variant_arms(experiment, champion, decisions.uplift, spec.weights, np.array(spec.costs)[1:], segments)
+        arms = arms_of(
+            experiment.variants, champion, decisions.uplift, spec.weights, np.array(spec.costs)[1:], segments
+        )
         mixed += experiment_propensities(experiment, arms, champion, len(spec.arms))
         variant = experiment_variant(experiment, user_ids)
         for row in np.flatnonzero(variant != OUTSIDE).tolist():

@@ -28,8 +28,8 @@ def experiment_variant(experiment: Experiment, user_ids: Sequence[str]) -> np.nd
     return np.where((slot >= low) & (slot < high), variant, OUTSIDE)
 
 
-def variant_arms(
-    experiment: Experiment,
+def arms_of(
+    variants: Sequence[Variant],
     champion_arm: np.ndarray,
     uplift: np.ndarray,
     weights: np.ndarray,
@@ -39,7 +39,7 @@ def variant_arms(
     """The arm that every variant's policy gives every user, whatever variant the user is in.
 
     Args:
-        experiment: the variants.
+        variants: of one experiment.
         champion_arm: shape (n,), the running policy's arm.
         uplift: shape (n, n_arms - 1, n_outcomes), outcome units; NaN where nothing was predicted: control in every
             variant, as for any user whose features cannot be used.
@@ -49,7 +49,7 @@ def variant_arms(
 
     Returns: shape (n, n_variants), int64. Where two columns differ, the user carries information (trigger).
     """
-    columns = [_arm_of(v, champion_arm, uplift, weights, costs, segments) for v in experiment.variants]
+    columns = [_arm_of(v, champion_arm, uplift, weights, costs, segments) for v in variants]
     known = np.isfinite(uplift).all(axis=(1, 2))
     return np.where(known[:, None], np.stack(columns, axis=1), 0).astype(np.int64)
 
@@ -98,7 +98,7 @@ def experiment_propensities(
 
     Args:
         experiment: shares and open slots.
-        arms: from `variant_arms`, shape (n, n_variants).
+        arms: from `arms_of`, shape (n, n_variants).
         champion_arm: shape (n,).
         n_arms: control included.
     """

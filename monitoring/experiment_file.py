@@ -143,6 +143,15 @@ class Experiment(_Frozen):
         start, end = self.slots
         return (start, start + self.ramp * (end - start)) if self.state == "running" else (start, start)
 
+    def text(self) -> str:
+        """How it stands, in words."""
+        share = self.slots[1] - self.slots[0]
+        variants = ", ".join(f"{v.name} {v.share:.1%}" for v in self.variants)
+        return (
+            f"experiment {self.name}: {self.state}, {self.ramp:.0%} of its {share:.1%} of users enrolled ({variants}), "
+            f"from {self.starts_at:%Y-%m-%d %H:%M} UTC, planned for {self.plan.last_users or 'any number of'} users"
+        )
+
     def is_on(self, now: datetime) -> bool:
         """Whether users are assigned at this instant."""
         return self.state == "running" and now >= self.starts_at
@@ -173,8 +182,9 @@ def new_experiment(
         ramp: part of the share that is enrolled at the start.
         forecast: what offline evaluation predicts.
 
-    Raises: CampaignError: shares over 1, or no interval of that size is free.
+    Raises: CampaignError: shares over 1, no interval of that size is free, or a variant does not fit the campaign.
     """
+    _check_variants(variants, campaign)
     values = {
         "name": name,
         "campaign_hash": campaign.hash,
@@ -189,6 +199,21 @@ def new_experiment(
         "history": [{"at": starts_at, "state": "running", "ramp": ramp}],
     }
     return validated(Experiment, values, Path(f"experiment {name}"))
+
+
+def _check_variants(variants: Sequence[Variant], campaign: Campaign) -> None:
+    """What the service could not decide by must be refused here, not at a request."""
+    for v in variants:
+        if v.arm >= len(campaign.arm):
+            raise CampaignError(f"variant {v.name}: arm == {v.arm}, must be below {len(campaign.arm)}")
+        if v.weights is not None and len(v.weights) != len(campaign.outcome):
+            raise CampaignError(
+                f"variant {v.name}: weights == {list(v.weights)}, must be {len(campaign.outcome)}: one per outcome"
+            )
+        if unknown := set(v.rule or {}) - set(campaign.segments.columns):
+            raise CampaignError(
+                f"variant {v.name}: rule on {sorted(unknown)}, known segments: {list(campaign.segments.columns)}"
+            )
 
 
 def _free_slots(experiments: Sequence[Experiment], share: float, name: str) -> tuple[float, float]:

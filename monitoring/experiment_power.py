@@ -34,7 +34,7 @@ class PlannedExperiment:
     `table`: one row per test with columns metric, role, segment, share (of users), sd (after CUPED), variance_ratio,
     users_alone (for this test alone at the asked power), mde (at `users`: smallest effect shown with that power; for
     a guardrail the smallest margin that a harmless candidate passes), margin, expected (effect), pass_probability
-    (of this test alone at the last look).
+    (of this test alone at the last look). Success metrics in segments are told, not tested: only their mde.
     """
 
     users: int
@@ -96,7 +96,7 @@ def plan_experiment(
     _check_effects(plan, effects, power)
     for column in [*plan.segments, *(c for m in plan.metric for c in (m.name, m.covariate) if c)]:
         need_column(frame, column)
-    tests = _tests(frame, plan, effects)
+    tests, told = _tests(frame, plan, effects), _told_only(frame, plan)
     paths = _paths(tests, plan.fractions, seed)
     users = _smallest(lambda n: _ship_probability(tests, paths, plan.fractions, n), power)
     if available_users is not None and users > available_users:
@@ -113,7 +113,7 @@ def plan_experiment(
         days=None if entry is None else entry + matures_after_days,
         power=power,
         ship_probability=_ship_probability(tests, paths, plan.fractions, users),
-        table=pd.DataFrame([_told(test, users, power) for test in tests]),
+        table=pd.DataFrame([*(_told(test, users, power) for test in tests), *(_mde(t, users, power) for t in told)]),
         plan=plan.model_copy(update={"planned_users": users}),
     )
 
@@ -141,18 +141,39 @@ def _tests(frame: pd.DataFrame, plan: ExperimentPlan, effects: Mapping[str, floa
     family = len(plan.treatments) * sum(m.role == "success" for m in plan.metric)
     success = obrien_fleming(plan.alpha / (2 * family), plan.fractions)
     guardrail = obrien_fleming(plan.alpha / len(plan.treatments), plan.fractions)
-    segments = [("", np.ones(len(frame), dtype=bool))]
-    for column in plan.segments:
-        groups = segment_groups(frame[column])
-        segments += [(f"{column}={label}", groups.codes == code) for code, label in enumerate(groups.labels)]
+    segments = _segments(frame, plan)
     tests = []
     for metric in plan.metric:
-        y = outcome_values(frame, metric, plan.unit)
-        x = covariate_values(frame[metric.covariate]) if metric.covariate else None
+        y, x = _columns(frame, metric, plan)
         for segment, rows in segments if metric.role == "guardrail" else segments[:1]:
             critical = guardrail if metric.role == "guardrail" else success
             tests.append(_test(y, x, rows, metric, segment, effects.get(metric.name, 0.0), plan, critical))
     return tests
+
+
+def _told_only(frame: pd.DataFrame, plan: ExperimentPlan) -> list[_Test]:
+    """Success metrics in segments: no part of the decision, but what could be seen there should be known before."""
+    critical = obrien_fleming(plan.alpha / 2, plan.fractions)
+    return [
+        _test(*_columns(frame, metric, plan), rows, metric, segment, 0.0, plan, critical)
+        for metric in plan.metric
+        for segment, rows in _segments(frame, plan)[1:]
+        if metric.role == "success" and frame.loc[rows, metric.name].nunique() > 1
+    ]
+
+
+def _columns(frame: pd.DataFrame, metric: Metric, plan: ExperimentPlan) -> tuple[np.ndarray, np.ndarray | None]:
+    x = covariate_values(frame[metric.covariate]) if metric.covariate else None
+    return outcome_values(frame, metric, plan.unit), x
+
+
+def _segments(frame: pd.DataFrame, plan: ExperimentPlan) -> list[tuple[str, np.ndarray]]:
+    """("", everybody) first, then each segment; masks of shape (n,)."""
+    found = [("", np.ones(len(frame), dtype=bool))]
+    for column in plan.segments:
+        groups = segment_groups(frame[column])
+        found += [(f"{column}={label}", groups.codes == code) for code, label in enumerate(groups.labels)]
+    return found
 
 
 def _test(
@@ -225,6 +246,11 @@ def _smallest(probability: Any, power: float) -> int:
     return math.ceil(high)
 
 
+def _mde(test: _Test, users: int, power: float) -> dict[str, Any]:
+    """A row of the table for a test that is only told: what could be seen, nothing about passing."""
+    return {**_told(test, users, power), "users_alone": None, "expected": math.nan, "pass_probability": math.nan}
+
+
 def _told(test: _Test, users: int, power: float) -> dict[str, Any]:
     metric, z = test.metric, test.critical[-1]
     reach = (z + critical_z(1 - power)) * math.sqrt(test.variance)
@@ -250,30 +276,3 @@ def _hardest(tests: list[_Test], users: int, power: float) -> str:
     required = [best, *(row for row in rows if row["role"] == "guardrail")]
     hardest = min(required, key=lambda row: float(row["pass_probability"]))
     return f"{hardest['metric']} of {hardest['segment'] or 'everybody'}"
-
-
-def threshold_ladder(score: np.ndarray, curve: pd.DataFrame, keep: float = 0.9) -> pd.DataFrame:
-    """A short ladder of thresholds worth testing, from the offline gain curve.
-
-    The best one, the one with the fewest messages that keeps most of its gain, and the one with the most messages
-    that does: the offline curve is flat near its top, and only live users can tell these apart.
-
-    Args:
-        score: shape (n,), EUR, of the users the curve was made from.
-        curve: from models.curves.gain_curve: columns share (of users messaged) and gain (over sending to nobody).
-        keep: part of the best gain that a rung must keep.
-
-    Returns: one to three rows with columns threshold (EUR; message when score > threshold), share, gain; fewest
-        messages first.
-    Raises: CampaignError: no threshold gains anything.
-    """
-    rungs = curve[["share", "gain"]].sort_values("share", ignore_index=True)
-    best = rungs["gain"].idxmax()
-    if not rungs["gain"].max() > 0:
-        raise CampaignError(
-            f"gain curve: the best gain is {rungs['gain'].max():g}, must be > 0: no threshold beats send-none"
-        )
-    near = rungs.index[rungs["gain"] >= keep * rungs["gain"].max()]
-    rungs = rungs.loc[sorted({near[0], best, near[-1]})]
-    rungs.insert(0, "threshold", np.quantile(score, 1 - rungs["share"]))
-    return rungs.reset_index(drop=True)

@@ -35,7 +35,8 @@ def build(folder: Path, users: int, full: bool) -> None:
     from simulator import simulate
 
     campaign = load_campaign()
-    simulate(data_dir(), users, DAYS, 3, end=END, messages=campaign.arm_names[1:])
+    if not (data_dir() / "logs").exists():
+        simulate(data_dir(), users, DAYS, 3, end=END, messages=campaign.arm_names[1:])
     build_snapshots(data_dir() / "logs", data_dir() / "features", END)
     (folder / "repo" / "data").mkdir(parents=True, exist_ok=True)
     shutil.copy(Path(__file__).parents[2] / "feature_repo" / "feature_store.yaml", folder / "repo")

@@ -10,7 +10,7 @@ from scipy import stats
 
 from campaign import CampaignError, load_campaign
 from models.splits import hash_unit
-from monitoring.experiment_assign import experiment_propensities, experiment_variant, variant_arms
+from monitoring.experiment_assign import arms_of, experiment_propensities, experiment_variant
 from monitoring.experiment_file import (
     Experiment,
     Forecast,
@@ -220,8 +220,13 @@ UPLIFT = np.array([[[0.10, -0.10, 0.0]], [[0.0, 0.20, 0.0]], [[np.nan] * 3]])
 def test_every_variant_decides_for_every_user_with_features(tmp_path):
     experiment = five_variants(tmp_path)
     segments = {"plan": np.array(["free", "trial", None], dtype=object)}
-    arms = variant_arms(
-        experiment, np.array([1, 0, 0]), UPLIFT, np.array(CAMPAIGN.weights), np.array(CAMPAIGN.costs[1:]), segments
+    arms = arms_of(
+        experiment.variants,
+        np.array([1, 0, 0]),
+        UPLIFT,
+        np.array(CAMPAIGN.weights),
+        np.array(CAMPAIGN.costs[1:]),
+        segments,
     )
     #                       none all trial champion weights
     assert arms.tolist() == [[0, 1, 0, 1, 0], [0, 1, 1, 0, 1], [0, 0, 0, 0, 0]]
@@ -229,8 +234,13 @@ def test_every_variant_decides_for_every_user_with_features(tmp_path):
 
 def test_a_rule_on_an_unknown_segment_is_refused(tmp_path):
     with pytest.raises(CampaignError, match="rule on 'plan', known segments"):
-        variant_arms(
-            five_variants(tmp_path), np.zeros(3, int), UPLIFT, np.zeros(3), np.zeros(1), {"device": np.array([])}
+        arms_of(
+            five_variants(tmp_path).variants,
+            np.zeros(3, int),
+            UPLIFT,
+            np.zeros(3),
+            np.zeros(1),
+            {"device": np.array([])},
         )
 
 

@@ -10,7 +10,7 @@ from statsmodels.stats.power import NormalIndPower, tt_ind_solve_power
 
 from campaign import CampaignError, DataError
 from monitoring.experiment_plan import ExperimentPlan, Metric
-from monitoring.experiment_power import plan_experiment, threshold_ladder
+from monitoring.experiment_power import plan_experiment
 
 HOURS = Metric(name="hours", kind="continuous", role="success")
 RETENTION = Metric(name="retention", kind="binary", role="guardrail", margin=0.03, segment_margin=0.08)
@@ -65,8 +65,14 @@ def test_guardrails_and_segments_cost_users():
     assert guarded.users > alone.users
     assert guarded.ship_probability == pytest.approx(0.8, abs=0.01)
     # the whole decision is planned: every single test has more power than asked for
-    assert (guarded.table["pass_probability"] > 0.8).all()
-    assert guarded.table["segment"].tolist() == ["", "", "plan=free", "plan=trial"]
+    tested = guarded.table.iloc[:4]
+    assert (tested["pass_probability"] > 0.8).all()
+    assert tested["segment"].tolist() == ["", "", "plan=free", "plan=trial"]
+    # what can be seen of a success metric in a segment is told, not tested
+    told = guarded.table.iloc[4:]
+    assert told["segment"].tolist() == ["plan=free", "plan=trial"]
+    assert told["pass_probability"].isna().all()
+    assert (told["mde"] > tested["mde"].iloc[0]).all()
 
 
 def test_mde_of_a_segment_follows_its_share():
@@ -119,23 +125,3 @@ def test_history_without_a_column_or_variation_is_refused():
         planned((HOURS,), {"hours": 0.1}, history().drop(columns="plan"), segments=("plan",))
     with pytest.raises(CampaignError, match="retention: 20000 past users, no variation"):
         planned((HOURS, RETENTION), {"hours": 0.1}, history().assign(retention=1.0))
-
-
-def test_ladder_brackets_the_best_threshold():
-    score = np.random.default_rng(1).permutation(np.arange(1000)) / 1000
-    shares = np.linspace(0.05, 0.95, 19)
-    curve = pd.DataFrame({"share": shares, "gain": 1 - (shares - 0.6) ** 2 * 2})
-    ladder = threshold_ladder(score, curve.sample(frac=1, random_state=1))
-    assert ladder["share"].tolist() == pytest.approx([0.4, 0.6, 0.8])
-    assert [(score > t).mean() for t in ladder["threshold"]] == pytest.approx([0.4, 0.6, 0.8], abs=0.002)
-    assert (ladder["gain"] >= 0.9).all()
-
-
-def test_ladder_of_a_peak_at_the_end_is_short():
-    curve = pd.DataFrame({"share": [0.25, 0.5, 1.0], "gain": [0.1, 0.2, 1.0]})
-    assert threshold_ladder(np.arange(8.0), curve)["share"].tolist() == [1.0]
-
-
-def test_ladder_without_gain_is_refused():
-    with pytest.raises(CampaignError, match="no threshold beats send-none"):
-        threshold_ladder(np.arange(3.0), pd.DataFrame({"share": [0.5, 1.0], "gain": [-1.0, 0.0]}))
