@@ -244,6 +244,11 @@ def sample_ratios() -> list[Row]:
     """Alarms of the sample-ratio checks when nothing is wrong."""
     nominal = srm_nominal(200_000, 14)
     rows = [("alarm at p < .001, overall, 200,000 draws", ".001", f"{nominal:.5f} (SE .00007)")]
+    treated = np.random.default_rng(14).binomial(200, 0.1, (20_000, 30))
+    days = sample_ratio_p(np.column_stack([200 - treated.ravel(), treated.ravel()]), np.array([0.9, 0.1]))
+    by_day = float((days.reshape(20_000, 30).min(axis=1) < 0.001 / 30).mean())
+    what = "alarm at p < .001, 30 days of 200 users, 10% treated, 20,000 draws"
+    rows.append((what, "<= .001", f"{by_day:.5f} (SE .0002)"))
     for name, rate in srm_alarms(2000, 15).items():
         rows.append((f"alarm at p < .05, {name}, 2,000 experiments", ".05", f"{rate:.3f} (SE .005)"))
     return rows

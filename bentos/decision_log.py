@@ -169,11 +169,14 @@ def _features(line: dict[str, Any], context: dict[str, Any], n: int) -> list[dic
 
 
 def _enrolment(entry: list[Any], experiments: list[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
-    """Whose variant a user has, and the arm of every variant, by name."""
-    number, variant, arms = entry
+    """The champion's arm; for an enrolled user also whose variant it is, and the arm of every variant, by name."""
+    if len(entry) == 1:
+        return {"champion": entry[0]}
+    champion, number, variant, arms = entry
     name, experiment = experiments[number]
     variants = list(experiment["variants"])
     return {
+        "champion": champion,
         "name": name,
         "hash": experiment["hash"],
         "variant": variants[variant],

@@ -87,8 +87,8 @@ class Decisions:
         uplift: (n, A - 1, O).
         score: (n,) of the best message arm, EUR.
         propensities: (n, A).
-        enrolled: per user whose slot a running experiment owns, whatever the layer: [number of the experiment, number
-            of the variant, the arm of every variant]; None for the others. None where no experiment runs.
+        enrolled: while an experiment runs, per user and whatever the layer: [the champion's arm], and where an
+            experiment owns the user's slot also its number, the number of the variant, the arm of every variant.
     """
 
     layer: np.ndarray
@@ -97,7 +97,7 @@ class Decisions:
     uplift: np.ndarray
     score: np.ndarray
     propensities: np.ndarray
-    enrolled: list[list[Any] | None] | None = None
+    enrolled: list[list[Any]] | None = None
 
 
 def load_bundle(tag: str, folder: Path, campaign: Campaign) -> Bundle:

@@ -56,8 +56,8 @@ def with_experiments(
 
     Propensities stay marginal over every layer: for all users whose features are usable, the share outside holdout and
     exploration is spread over the arms of the variants by their shares, and over the champion's arm outside the slots.
-    Logged beside them is each enrolled user's variant, which persists, and what every variant's policy decides: the
-    trigger of the analysis, and what a propensity given the variant is computed from.
+    Logged beside them is each enrolled user's variant, which persists, and what champion and variants decide: the
+    trigger of the analysis, and what a propensity given the variant is computed from (models.propensities).
     """
     # monitoring is imported when an experiment runs, not by every server
     from monitoring.experiment_assign import OUTSIDE, arms_of, experiment_propensities, experiment_variant
@@ -72,7 +72,7 @@ def with_experiments(
     layer, arm, reason = decisions.layer.copy(), decisions.arm.copy(), decisions.reason.copy()
     mixed = np.zeros((n, len(spec.arms)))
     mixed[np.arange(n), champion] = 1 - len(running)
-    enrolled: list[list[Any] | None] = [None] * n
+    enrolled: list[list[Any]] = [[arm] for arm in champion.tolist()]
     for number, experiment in running:
         arms = arms_of(
             experiment.variants, champion, decisions.uplift, spec.weights, np.array(spec.costs)[1:], segments
@@ -80,7 +80,7 @@ def with_experiments(
         mixed += experiment_propensities(experiment, arms, champion, len(spec.arms))
         variant = experiment_variant(experiment, user_ids)
         for row in np.flatnonzero(variant != OUTSIDE).tolist():
-            enrolled[row] = [number, int(variant[row]), arms[row].tolist()]
+            enrolled[row] += [number, int(variant[row]), arms[row].tolist()]
         inside = (variant != OUTSIDE) & (decisions.layer == assign.POLICY)
         layer[inside] = assign.EXPERIMENT
         taken = inside & usable

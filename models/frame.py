@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset as ds
 
 from campaign import Campaign, DataError
@@ -27,6 +28,7 @@ COLUMNS = [
     "propensity",
     "propensities",
     "salts",
+    "experiment",
     "reason",
     "model_tag",
     "feature_timestamp",
@@ -46,8 +48,12 @@ def read_decisions(decisions_dir: Path) -> pd.DataFrame:
             f"{decisions_dir}: no decisions; expected date=YYYY-MM-DD/*.parquet written by the platform's random "
             "phase (`tactful simulate`) or by the service"
         )
-    table = ds.dataset([str(file) for file in files], format="parquet").to_table(columns=COLUMNS)
-    frame: pd.DataFrame = table.to_pandas().sort_values(["decided_at", "decision_id"], ignore_index=True)
+    data = ds.dataset([str(file) for file in files], format="parquet")
+    if "experiment" not in data.schema.names:  # the first file's schema; one from before experiments has no such column
+        data = data.replace_schema(data.schema.append(pa.field("experiment", pa.string())))
+    frame: pd.DataFrame = (
+        data.to_table(columns=COLUMNS).to_pandas().sort_values(["decided_at", "decision_id"], ignore_index=True)
+    )
     return frame.drop_duplicates("decision_id", ignore_index=True)
 
 
@@ -96,7 +102,7 @@ def first_per_window(decisions: pd.DataFrame, window_days: int) -> np.ndarray:
 
 def decision_features(store: Any, decisions: pd.DataFrame) -> pd.DataFrame:
     """The features each decision's user had at that moment (point in time), beside the decision's own columns."""
-    entity = decisions.drop(columns=["propensities", "salts"], errors="ignore").assign(
+    entity = decisions.drop(columns=["propensities", "salts", "experiment"], errors="ignore").assign(
         event_timestamp=decisions["decided_at"]
     )
     if decisions.empty:

@@ -10,10 +10,13 @@ draws that are fresh at a decision are averaged over:
                                                                                 "not in the holdout"
     exploration    anew in each window of a user    fresh                       fresh; a second decision in a window
                                                                                 is left out
-    experiment     once per user and experiment     marginal                    left out: the log does not say what arm
-                                                                                an explored user's variant would get
+    experiment     once per user and experiment     marginal                    given the variant (or the champion),
+                                                                                whose arm the log tells (`experiment`)
 
-With holdout share h:  P(a | not in the holdout) = (P(a) - h [a = control]) / (1 - h).
+With holdout share h, exploration share e and k arms:
+
+    P(a | variant) = h [a = control] + e / k + (1 - h - e) [a = the variant's arm]
+    P(a | not in the holdout) = (P(a) - h [a = control]) / (1 - h)
 
 What is left is a value over all first decisions and the later ones of users outside the holdout, who are those a policy
 is for. A new holdout salt is a new draw: everybody's next decision is a first one again.
@@ -39,7 +42,7 @@ def given_history(decisions: pd.DataFrame, holdout_share: float) -> pd.DataFrame
     Args:
         decisions: every logged decision whose arm was not certain, from the beginning of the log (a first decision
             can only be told where all are there): decision_id, user_id, decided_at, layer, arm, propensity,
-            propensities, salts.
+            propensities, salts, experiment (where it is null a later decision under an experiment is left out).
         holdout_share: of decisions whose `salts` name none (a platform's own random phase).
 
     Returns: some of the rows, their index kept; `propensity` and `propensities` replaced.
@@ -49,12 +52,13 @@ def given_history(decisions: pd.DataFrame, holdout_share: float) -> pd.DataFrame
     draws = _draws(decisions, holdout_share)
     later = _repeats(decisions, draws, ["holdout"])
     spent = (draws["window"] >= 0) & _repeats(decisions, draws, ["exploration", "window"])
-    spent |= (draws["experiments"] != "") & _repeats(decisions, draws, ["experiments"])
-    kept = ~spent.to_numpy() & ~(later & (decisions["layer"] == "holdout").to_numpy())
-    rows = decisions[kept]
-    chance = outside_holdout(
-        np.array(rows["propensities"].tolist(), dtype=float), np.where(later, draws["share"], 0.0)[kept]
-    )
+    repeated = ((draws["experiments"] != "") & _repeats(decisions, draws, ["experiments"])).to_numpy()
+    variant_arm = _variant_arm(decisions, repeated)
+    kept = ~spent.to_numpy() & ~(later & (decisions["layer"] == "holdout").to_numpy()) & ~(repeated & (variant_arm < 0))
+    rows, known = decisions[kept], np.flatnonzero(repeated[kept])
+    marginal = np.array(rows["propensities"].tolist(), dtype=float)
+    marginal[known] = _given_variant(variant_arm[kept][known], draws[kept].iloc[known], marginal.shape[-1])
+    chance = outside_holdout(marginal, np.where(later, draws["share"], 0.0)[kept])
     own = chance[np.arange(len(rows)), rows["arm"].to_numpy(dtype=np.int64)]
     return rows.assign(propensity=own, propensities=list(chance))
 
@@ -86,11 +90,31 @@ def outside_holdout(propensities: np.ndarray, share: np.ndarray | float) -> np.n
     return np.asarray(np.clip(chance, 0.0, 1.0))
 
 
+def _variant_arm(decisions: pd.DataFrame, wanted: np.ndarray) -> np.ndarray:
+    """Arm of each wanted user's variant, outside an experiment the champion's; -1 where the log does not say."""
+    arm = np.full(len(decisions), -1)
+    if "experiment" not in decisions:
+        return arm
+    for row in np.flatnonzero(wanted & decisions["experiment"].notna().to_numpy()):
+        told = json.loads(decisions["experiment"].iloc[row])
+        arm[row] = told["arms"][told["variant"]] if "variant" in told else told["champion"]
+    return arm
+
+
+def _given_variant(arm: np.ndarray, draws: pd.DataFrame, n_arms: int) -> np.ndarray:
+    """Probability of every arm over holdout and exploration, for users whose variant has this arm; (n, n_arms)."""
+    holdout, explored = draws["share"].to_numpy(), draws["explored"].to_numpy()
+    chance = np.repeat(explored[:, None] / n_arms, n_arms, axis=1)
+    chance[:, CONTROL] += holdout
+    chance[np.arange(len(arm)), arm] += 1 - holdout - explored
+    return chance
+
+
 def _draws(decisions: pd.DataFrame, holdout_share: float) -> pd.DataFrame:
-    """The draws behind each row, by salt: holdout and its share, exploration and its window (-1: none), experiments."""
+    """The draws behind each row, by salt: holdout, exploration (their shares; window -1: none), experiments."""
     n = len(decisions)
     draws = {name: np.full(n, "", dtype=object) for name in ("holdout", "exploration", "experiments")}
-    share, window = np.full(n, holdout_share), np.full(n, -1)
+    share, explored, window = np.full(n, holdout_share), np.zeros(n), np.full(n, -1)
     code, texts = pd.factorize(decisions["salts"].fillna(""))
     users, at = decisions["user_id"].to_numpy(), decisions["decided_at"]
     days = at.to_numpy(dtype="datetime64[D]")
@@ -101,12 +125,13 @@ def _draws(decisions: pd.DataFrame, holdout_share: float) -> pd.DataFrame:
         share[rows] = salts.get("holdout_share", holdout_share)
         if "exploration_salt" in salts:
             draws["exploration"][rows] = salts["exploration_salt"]
+            explored[rows] = salts.get("exploration_share", 0.0)
             window[rows] = draw_window(users[rows], days[rows], salts["window_days"])
         for name, experiment in salts.get("experiments", {}).items():
             low, high = experiment["open_slots"]
             started = rows[(at.iloc[rows] >= pd.Timestamp(experiment["starts_at"])) & (low < high)]
             draws["experiments"][started] += f"{name}/{experiment['salt']};"
-    return pd.DataFrame({**draws, "share": share, "window": window}, index=decisions.index)
+    return pd.DataFrame({**draws, "share": share, "explored": explored, "window": window}, index=decisions.index)
 
 
 def _repeats(decisions: pd.DataFrame, draws: pd.DataFrame, names: list[str]) -> np.ndarray:

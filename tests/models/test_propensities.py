@@ -102,22 +102,39 @@ def test_marginal_propensities_are_wrong_in_the_same_world(estimator):
     assert abs(found - true_value(policy)) > 0.006
 
 
-def served_log(seed, n=6000, windows=4):
-    """Decisions of the service's own draws under a policy that messages where x > 0; what it did is a feature later."""
+def served_log(seed, n=6000, windows=4, experiment=False):
+    """Decisions of the service's own draws under a policy that messages where x > 0; what it did is a feature later.
+
+    With an experiment, half of the users are in it for good, half of these under send-all, the others under the policy.
+    """
     rng, salted = np.random.default_rng(seed), load_campaign().assignment
     a = salted.model_copy(update={"holdout_salt": f"h{seed}", "exploration_salt": f"e{seed}"})
     user = np.array([f"{seed}-{i}" for i in range(n)])
     x, messages, parts = rng.normal(size=n), np.zeros(n), []
+    slot, variant = np.random.default_rng([seed, 1]).random((2, n))
+    salts = assign.salts_of(a)
+    if experiment:
+        salts["experiments"] = {"x": {"salt": "s", "open_slots": [0.0, 0.5], "starts_at": f"{DAY}T00:00:00+00:00"}}
     for window in range(windows):
         day = DAY + timedelta(days=28 * window)
         wish = (x > 0).astype(int)
         layer = assign.layers(user, a, day)
         arm = np.where(layer == assign.HOLDOUT, 0, wish)
+        chance = assign.propensities(wish, a, 2)
+        if experiment:
+            enrolled = slot < 0.5
+            own = np.where(enrolled & (variant < 0.5), 1, wish)
+            layer = np.where(enrolled & (layer == assign.POLICY), assign.EXPERIMENT, layer)
+            arm = np.where(layer == assign.EXPERIMENT, own, arm)
+            chance = 0.75 * chance + 0.25 * assign.propensities(np.ones(n, dtype=int), a, 2)
         arm = np.where(layer == assign.EXPLORATION, assign.exploration_arms(user, a, 2, day), arm)
-        rows = decision_rows(
-            user, np.array(assign.LAYERS)[layer], arm, assign.propensities(wish, a, 2), window,
-            json.dumps(assign.salts_of(a)),
-        )  # fmt: skip
+        rows = decision_rows(user, np.array(assign.LAYERS)[layer], arm, chance, window, json.dumps(salts))
+        if experiment:
+            arms = [{"all": 1, "champion": w} for w in wish.tolist()]
+            names = np.where(variant < 0.5, "all", "champion").tolist()
+            inside = [{"champion": e["champion"], "variant": v, "arms": e} for e, v in zip(arms, names, strict=True)]
+            told = [i if e else {"champion": i["champion"]} for i, e in zip(inside, enrolled.tolist(), strict=True)]
+            rows["experiment"] = [json.dumps(row) for row in told]
         parts.append(rows.assign(x=x, messages=messages))
         messages = messages + arm
     log = pd.concat(parts, ignore_index=True)
@@ -142,6 +159,21 @@ def test_given_history_is_unbiased_on_the_services_own_draws():
     # the mean of 12 standardised errors has a standard error of .29
     assert (np.abs(new.mean(axis=0)) < 3 / np.sqrt(12)).all(), new.mean(axis=0)
     assert (np.abs(old.mean(axis=0)) > 3).all(), old.mean(axis=0)
+
+
+def test_given_history_is_unbiased_while_an_experiment_runs():
+    logs = [served_log(seed, experiment=True) for seed in range(12)]
+    kept = [given_history(log, HOLDOUT) for log in logs]
+    assert min(len(rows) / len(log) for rows, log in zip(kept, logs, strict=True)) > 0.9
+    new = np.array([errors(rows) for rows in kept])
+    # the deliberately wrong variant: later decisions as if nothing told the variant
+    forgotten = [given_history(log.assign(salts=served_log(0, 1, 1)["salts"].iloc[0]), HOLDOUT) for log in logs]
+    old = np.array([errors(rows) for rows in forgotten])
+    assert (np.abs(new.mean(axis=0)) < 3 / np.sqrt(12)).all(), new.mean(axis=0)
+    assert (np.abs(old.mean(axis=0)) > 4 / np.sqrt(12)).all(), old.mean(axis=0)
+    # an explored user's later decision needs the log's word on the variant: without it, it is left out
+    silent = given_history(logs[0].drop(columns="experiment"), HOLDOUT)
+    assert len(silent) == (logs[0]["decided_at"] == logs[0]["decided_at"].min()).sum()
 
 
 def test_check_log_holds_for_message_history_too():
