@@ -14,7 +14,7 @@ from scipy.special import chdtrc
 
 from campaign import DataError
 from feature_repo.atomic import write_json
-from monitoring.experiment_effects import Look, Row, effect_rows
+from monitoring.experiment_effects import Look, Row, amount, effect_rows
 from monitoring.experiment_file import Forecast
 from monitoring.experiment_plan import ExperimentPlan
 from monitoring.experiment_stats import wilson
@@ -116,6 +116,22 @@ def forecast_calibration(kept: pd.DataFrame) -> pd.DataFrame:
         no larger than their intervals say).
     """
     return pd.DataFrame([_calibration(str(metric), rows) for metric, rows in kept.groupby("metric", sort=True)])
+
+
+def calibration_notes(kept: pd.DataFrame, plan: ExperimentPlan) -> list[str]:
+    """How far offline evaluation can be trusted, in words, from the second experiment on."""
+    if kept.empty or kept["experiment"].nunique() < 2:
+        return []
+    notes = []
+    for metric in plan.metric:
+        for row in forecast_calibration(kept[kept["metric"] == metric.name]).to_dict("records"):
+            bias, se = amount(metric.kind, row["bias"]), amount(metric.kind, row["bias_se"], signed=False)
+            notes.append(
+                f"offline forecasts of {metric.name} so far: {row['coverage']:.0%} of {row['n_experiments']} intervals "
+                f"held (should be 95%; 95% interval {row['coverage_lower']:.0%} to {row['coverage_upper']:.0%}); live "
+                f"less forecast {bias} on average (SE {se})"
+            )
+    return notes
 
 
 def _calibration(metric: str, rows: pd.DataFrame) -> dict[str, Any]:

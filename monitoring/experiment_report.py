@@ -48,7 +48,7 @@ svg line { vector-effect: non-scaling-stroke; } .ci { stroke: var(--ink); stroke
 .scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { color: var(--soft); } td.text, th.text { text-align: left; } .fail { color: var(--bad); font-weight: 600; }
-td.detail { white-space: normal; min-width: 16rem; } caption { text-align: left; color: var(--soft);
+td.text:last-child { white-space: normal; min-width: 16rem; } caption { text-align: left; color: var(--soft);
   caption-side: bottom; font-size: .88rem; padding: 4px 0; } summary { cursor: pointer; color: var(--soft); }
 @media (max-width: 640px) { .row { grid-template-columns: 1fr auto; padding: 6px 0; } .row svg, .row .axis {
   grid-column: 1 / 3; grid-row: 2; } .row .said { font-size: .88rem; } body { font-size: 15px; } }

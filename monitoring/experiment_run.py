@@ -27,7 +27,7 @@ from monitoring.experiment_file import (
     read_experiment_file,
     write_experiment,
 )
-from monitoring.experiment_forecast import forecast_against_outcome, keep_forecasts
+from monitoring.experiment_forecast import calibration_notes, forecast_against_outcome, keep_forecasts, read_forecasts
 from monitoring.experiment_live import live_frame, model_change_notes, outcome_frame, read_experiment_log
 from monitoring.experiment_plan import plan_of_campaign
 from monitoring.experiment_power import PlannedExperiment, plan_experiment
@@ -120,12 +120,13 @@ def read_live(campaign: Campaign, data: Path, name: str, as_of: datetime, *, tri
     reports = data / "reports" / "experiments"
     readings = _readings(reports / name / "readings.json")
     readout = read_experiment(frame, plan, previous=[r["fraction"] for r in readings])
-    readout = replace(readout, notes=[*readout.notes, *model_change_notes(frame)])
     compared = forecast_against_outcome(experiment.forecast, frame, plan) if experiment.forecast else None
-    write_readout(reports / name, readout, name, compared)
-    _add_reading(reports / name / "readings.json", readings, readout, as_of)
     if compared is not None and readout.look.users >= (plan.last_users or 0):
         keep_forecasts(reports / "forecasts.json", name, compared)
+    calibration = calibration_notes(read_forecasts(reports / "forecasts.json"), plan)
+    readout = replace(readout, notes=[*readout.notes, *model_change_notes(frame), *calibration])
+    write_readout(reports / name, readout, name, compared)
+    _add_reading(reports / name / "readings.json", readings, readout, as_of)
     return readout
 
 

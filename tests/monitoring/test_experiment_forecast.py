@@ -7,6 +7,7 @@ import pytest
 from campaign import DataError
 from monitoring.experiment_file import Forecast
 from monitoring.experiment_forecast import (
+    calibration_notes,
     forecast_against_outcome,
     forecast_calibration,
     forecasts_of,
@@ -88,6 +89,16 @@ def test_calibration_sees_biased_forecasts():
     assert bad["coverage"] < 0.5
     assert bad["pvalue"] < 1e-6
     assert bad["bias"] == pytest.approx(-0.12, abs=0.03)
+
+
+def test_calibration_is_told_from_the_second_experiment_on(tmp_path):
+    file = tmp_path / "forecasts.json"
+    assert calibration_notes(read_forecasts(file), PLAN) == []
+    for seed, name in ((1, "a"), (2, "b")):
+        keep_forecasts(file, name, forecast_against_outcome([forecast("hours", 0.2, 0.05)], table(seed), PLAN))
+        notes = calibration_notes(read_forecasts(file), PLAN)
+    (note,) = notes
+    assert "offline forecasts of hours so far: 100% of 2 intervals held" in note
 
 
 def test_forecasts_come_from_the_evaluation_table():
