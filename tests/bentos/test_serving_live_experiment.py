@@ -28,6 +28,7 @@ from monitoring.experiment_run import read_live
 from simulator.world import World
 
 USERS, BEFORE, AFTER = 4000, 28, 33  # days before and after the one on which everybody is decided about
+pytestmark = pytest.mark.slow  # about a minute of CPU: a world, a store, a model and a server of its own
 AS_OF = datetime(END.year, END.month, END.day, tzinfo=UTC) + timedelta(days=AFTER - 1)
 CAMPAIGN = load_campaign(Path(__file__).parents[2] / "campaign.toml")
 
@@ -161,8 +162,9 @@ def test_ramp_up_stop_and_back_never_reassign(lived):
 
 def test_every_enrolled_decision_logs_variant_and_counterfactual(lived):
     _, stages, log, _, _ = lived
-    enrolled = log[log["experiment"].notna() & (log["layer"] != "holdout")]
-    parsed = pd.DataFrame([json.loads(text) for text in enrolled["experiment"]], index=enrolled.index)
+    logged = log[log["experiment"].notna() & (log["layer"] != "holdout")]
+    parsed = pd.DataFrame([json.loads(text) for text in logged["experiment"]], index=logged.index).dropna()
+    enrolled = logged.loc[parsed.index]
     of_user = parsed.assign(user=enrolled["user_id"]).groupby("user")
     assert (of_user["name"].nunique() == 1).all()  # mutual exclusion
     assert (of_user["variant"].nunique() == 1).all()
@@ -177,7 +179,13 @@ def test_every_enrolled_decision_logs_variant_and_counterfactual(lived):
     assert {row["send_none"] for row in one["arms"]} == {0}
     # an explored user's variant is logged as well: a later propensity can be given the variant
     assert (~inside).sum() > 100
-    assert set(log["layer"][log["experiment"].isna()]) == {"holdout", "exploration", "policy"}
+    # everybody else has the champion's arm logged while an experiment runs
+    others = logged.drop(index=parsed.index)
+    assert set(others["layer"]) == {"exploration", "policy"}
+    assert [json.loads(text)["champion"] for text in others["experiment"]] == [
+        champion[u] if layer == "policy" else json.loads(text)["champion"]
+        for u, layer, text in zip(others["user_id"], others["layer"], others["experiment"], strict=True)
+    ]
 
 
 @pytest.mark.parametrize("name", ["one", "two"])

@@ -13,6 +13,7 @@ from pages import blocks, copy_checkout, pages, run_page, words
 
 import pipeline
 from campaign import ROOT, Campaign
+from monitoring.experiment_plan import ExperimentPlan
 
 COMMAND = typer.main.get_command(pipeline.app)
 HOW_TO = sorted((ROOT / "docs" / "how-to").glob("*.md"))
@@ -50,7 +51,10 @@ def parse(call, where):
 
 
 def check_toml(values, where):
-    """Sections of campaign.toml in place of the shipped ones are a valid campaign; anything else is a SPEC.toml."""
+    """Sections of campaign.toml in place of the shipped ones are a valid campaign; else it is a SPEC or a PLAN.toml."""
+    if "metric" in values:
+        ExperimentPlan.model_validate_json(json.dumps(values))
+        return
     if "features" in values:
         assert {"arm", "control", "outcome"} <= values.keys(), where
         return
