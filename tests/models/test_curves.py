@@ -143,3 +143,9 @@ def test_rate_says_what_is_wrong(arguments, message):
 def test_gain_curve_refuses_impossible_shares():
     with pytest.raises(ValueError, match=r"expected shares of users in \(0, 1\]"):
         gain_curve(X, EFFECT, shares=[0.0])
+
+
+def test_gain_curve_has_a_point_at_every_twentieth_of_the_users_by_default():
+    rng = np.random.default_rng(0)
+    curve = gain_curve(rng.random(100), rng.normal(size=100))
+    np.testing.assert_allclose(curve["share"], np.arange(1, 21) / 20)

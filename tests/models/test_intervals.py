@@ -51,3 +51,11 @@ def test_carry_over_is_continuous_and_keeps_excess_variance():
     assert carry_over(distance, v, v * 4, alpha) == pytest.approx(np.sqrt(0.03**2 + 3 * 1.96**2 * 1e-4), rel=1e-4)
     assert carry_over(distance, v, v / 4, alpha) == pytest.approx(0.015)
     assert carry_over(distance, v * 0, v * 0, alpha) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize("n_eff", [0.5, 1, 7, 33.3, 1e6])
+def test_wilson_limits_at_0_and_1_are_exact(n_eff):
+    lower, upper = wilson(np.array([0.0, 1.0]), np.array([n_eff, n_eff]), 0.05)
+    assert lower[0] == 0.0
+    assert upper[1] == 1.0
+    assert upper[0] == pytest.approx(1 - lower[1], rel=1e-12)
