@@ -29,7 +29,11 @@ from campaign import DataError, ModelError, data_dir
 from models.forward import NumpyModel
 from models.registry import model_path, read_pointer
 
-TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).resolve().parent / "templates"), autoescape=True)
+HERE = Path(__file__).resolve().parent
+# the stylesheet is that of the reports
+TEMPLATES = Environment(
+    loader=FileSystemLoader([HERE / "templates", HERE.parent / "models" / "templates"]), autoescape=True
+)
 TEMPLATES.filters["told"] = told
 HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "

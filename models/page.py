@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-# Okabe-Ito: distinguishable with every common colour-vision deficiency
 LONG = 44  # characters of a cell from which its text is wrapped
 LOUD = {"pass": "pass", "helps": "pass", "fail": "fail", "harms": "fail", "underpowered": "unsure", "chosen": "pass"}
+# Okabe-Ito: distinguishable with every common colour-vision deficiency
 BLUE, VERMILION, GREEN, GREY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#7F7F7F", "#E69F00"
 
 
@@ -60,10 +60,17 @@ def render_page(
     )
 
 
+def stylesheet() -> str:
+    """The one stylesheet of every page."""
+    return (TEMPLATES / "style.css").read_text(encoding="utf-8")
+
+
 def figure_html(figure: Any, name: str) -> str:
     """A plotly figure as a div: house fonts, no tool bar, as wide as its column. `name` makes its id stable."""
     figure.update_layout(
         template="simple_white",
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
         font={"family": "system-ui, DejaVu Sans, sans-serif", "size": 13},
         margin={"l": 60, "r": 20, "t": 40, "b": 50},
         height=figure.layout.height or 340,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from models.page import table_html
+from models.page import stylesheet, table_html
 from monitoring.experiment_effects import amount, amount_with_interval
 from monitoring.experiment_read import Readout
 
@@ -20,40 +20,6 @@ STATUS = {
     "not_shown": "not shown",
     "insufficient": "insufficient data",
 }
-STYLE = """
-:root { --ink: #1b1f24; --soft: #57606a; --line: #d0d7de; --paper: #fff; --panel: #f6f8fa; --good: #0072b2;
-  --bad: #c04000; --wait: #6b7280; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6edf3; --soft: #9da7b1; --line: #3d444d; --paper: #0d1117;
-  --panel: #161b22; --good: #56b4e9; --bad: #f0883e; --wait: #9da7b1; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1000px; padding: 24px 16px 64px; background: var(--paper); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 4px; }
-h2 { font-size: 1.2rem; margin: 36px 0 8px; border-top: 1px solid var(--line); padding-top: 18px; }
-h3 { font-size: 1rem; margin: 22px 0 2px; } h3 small { color: var(--soft); font-weight: 400; }
-.lead, .note { color: var(--soft); margin: 0 0 12px; } .note { font-size: .9rem; }
-.verdict { background: var(--panel); border-left: 5px solid var(--wait); padding: 12px 16px; margin: 16px 0; }
-.verdict.ship { border-color: var(--good); } .verdict.rollback { border-color: var(--bad); }
-.verdict strong { font-size: 1.25rem; } .verdict ul { margin: 6px 0 0; padding-left: 1.2rem; }
-.row { display: grid; grid-template-columns: 12rem 1fr 20rem; gap: 0 14px; align-items: center;
-  border-bottom: 1px solid var(--line); padding: 3px 0; font-size: .93rem; font-variant-numeric: tabular-nums; }
-.row.all { font-weight: 600; } .row .said { text-align: right; } .row .said em { font-style: normal; display: block;
-  font-size: .85rem; font-weight: 400; color: var(--soft); } .row .said em.good { color: var(--good); }
-.row .said em.bad { color: var(--bad); font-weight: 600; } .row svg { width: 100%; height: 26px; display: block; }
-.axis { display: flex; justify-content: space-between; color: var(--soft); font-size: .85rem; }
-.row.scale { border: 0; padding: 0; }
-svg line { vector-effect: non-scaling-stroke; } .ci { stroke: var(--ink); stroke-width: 2; }
-.point { stroke: var(--ink); stroke-width: 6; } .zero { stroke: var(--soft); stroke-width: 1; }
-.margin { stroke: var(--bad); stroke-width: 1.5; stroke-dasharray: 4 3; }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; font-size: .9rem; }
-th, td { text-align: right; padding: 5px 10px; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--soft); } td.text, th.text { text-align: left; } .fail { color: var(--bad); font-weight: 600; }
-td.text:last-child { white-space: normal; min-width: 16rem; } caption { text-align: left; color: var(--soft);
-  caption-side: bottom; font-size: .88rem; padding: 4px 0; } summary { cursor: pointer; color: var(--soft); }
-@media (max-width: 640px) { .row { grid-template-columns: 1fr auto; padding: 6px 0; } .row svg, .row .axis {
-  grid-column: 1 / 3; grid-row: 2; } .row .said { font-size: .88rem; } body { font-size: 15px; } }
-@media print { .row, table { break-inside: avoid; } }
-"""
 
 
 def markdown(readout: Readout, name: str, compared: pd.DataFrame | None = None) -> str:
@@ -103,9 +69,9 @@ def html_page(readout: Readout, name: str, compared: pd.DataFrame | None = None)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>Experiment {escape(name)}</title><style>{STYLE}</style></head>\n<body>"
+        f"<title>Experiment {escape(name)}</title><style>{stylesheet()}</style></head>\n<body><main>"
         + "\n".join(sections)
-        + "</body></html>\n"
+        + "</main></body></html>\n"
     )
 
 
@@ -231,7 +197,8 @@ def _compared_for_people(compared: pd.DataFrame, readout: Readout) -> pd.DataFra
 
 
 def _scrolled(frame: pd.DataFrame, caption: str) -> str:
-    return f'<div class="scroll">{table_html(frame, caption)}</div>'
+    region = f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption)}">'
+    return f"{region}{table_html(frame, caption)}</div>"
 
 
 def _markdown_table(frame: pd.DataFrame) -> list[str]:

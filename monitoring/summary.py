@@ -7,29 +7,11 @@ from html import escape
 from typing import Any
 
 from campaign import Campaign
+from models.page import stylesheet
 from monitoring.decide import VERDICTS, Decision, Statistics, in_words, week_name
 from monitoring.plots import ACTION_COLOURS, decile_plot, drift_plot, weeks_plot
 
 WEEKS_SHOWN = 12
-
-PAGE_STYLE = """
-:root { color-scheme: light dark; --soft: #57606a; --line: #d0d7de; --panel: #f6f8fa; }
-@media (prefers-color-scheme: dark) { :root { --soft: #9da7b1; --line: #3d444d; --panel: #161b22; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 1040px; padding: 16px; }
-body { font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.4rem; line-height: 1.25; margin: 0; } h2 { font-size: 1.05rem; margin: 24px 0 6px; }
-.lead, figcaption, .note { color: var(--soft); font-size: .9rem; margin: 2px 0; }
-.verdict { background: var(--panel); border-left: 6px solid; padding: 10px 14px; margin: 14px 0; }
-.verdict strong { font-size: 1.15rem; } ul { margin: 6px 0 0; padding-left: 20px; }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 12px; }
-figure { margin: 0; border: 1px solid var(--line); border-radius: 6px; padding: 8px; }
-svg { width: 100%; height: auto; }
-figcaption { font-weight: 600; } .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 4px 8px; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; } td.long { text-align: left; white-space: normal; }
-"""
 
 
 def summary_html(
@@ -49,14 +31,15 @@ def summary_html(
         for title, svg in _plots(decision, statistics, history, campaign)
     )
     tables = "".join(
-        f'<h2>{escape(title)}</h2><div class="scroll">{html_table(head, rows)}</div>'
+        f'<h2>{escape(title)}</h2><div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}">'
+        f"{html_table(head, rows)}</div>"
         for title, head, rows in _tables(statistics)
         if rows
     )
     links = '<a href="report.html">Evidently report</a> · ' if decision.record.get("report") else ""
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(_title(decision, campaign))}</title><style>{PAGE_STYLE}</style></head><body>
+<title>{escape(_title(decision, campaign))}</title><style>{stylesheet()}</style></head><body><main>
 <h1>{escape(_title(decision, campaign))}</h1>
 <p class="lead">Champion {escape(decision.champion or "none")} · data until {decision.record["decided_at"][:10]}</p>
 <div class="verdict" style="border-color: {ACTION_COLOURS[decision.action]}">
@@ -66,7 +49,7 @@ def summary_html(
 <p class="note">{escape(_note(statistics))}</p>
 <p class="note">{links}<a href="decision.json">decision.json</a> · <a href="stats.json">stats.json</a> ·
 all weeks: <code>make ui</code></p>
-</body></html>
+</main></body></html>
 """
 
 

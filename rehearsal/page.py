@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from html import escape
 
+from models.page import stylesheet
 from monitoring.decide import in_words
 from monitoring.plots import values_plot
-from monitoring.summary import PAGE_STYLE, html_table
+from monitoring.summary import html_table
 from rehearsal.script import POLICIES, Result, Week, words
 
 NAMES = {"send_all": "all", "send_none": "none", "frozen": "frozen", "oracle": "oracle", "policy": "policy"}
@@ -30,17 +31,17 @@ def page(result: Result) -> str:
     )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title><style>{PAGE_STYLE}{_STYLE}</style></head><body>
+<title>{escape(title)}</title><style>{stylesheet()}{_STYLE}</style></head><body><main>
 <h1>{escape(title)}</h1>
 <p class="lead">{sum(w.n for w in result.weeks):,} decisions. {escape(begins)} Policy, mean over all: {gains}.</p>
 <figure><figcaption>True value, EUR per user and window. Squares: green fine, orange look, red retrain, black
 stop</figcaption>{plot}</figure>
-<h2>Week by week</h2><div class="scroll">{table}</div>
+<h2>Week by week</h2><div class="scroll" tabindex="0" role="region" aria-label="Week by week">{table}</div>
 <h2>Why</h2><ul>{reasons or "<li>no alarm</li>"}</ul>
 <p class="note">True values come from the simulator: each week's users, in the state they reached under the service's
 own decisions. Policy: the champion that served; frozen: the first model; all and none: everybody or nobody gets a
 message; oracle: whoever gains.</p>
-</body></html>
+</main></body></html>
 """
 
 

@@ -14,7 +14,15 @@ BLOCK = re.compile(
     r"(?:<!-- needs: (?P<needs>[^>]+) -->\n)?^(?P<indent> *)```(?P<kind>\w+)\n(?P<text>.*?)^ *```$", re.S | re.M
 )
 FOLDERS = ("bentos", "feature_repo", "models", "monitoring", "rehearsal", "simulator")
-FILES = ("campaign.py", "campaign.toml", "pipeline.py", "pyproject.toml", "requirements.lock", "Makefile")
+FILES = (
+    "bentofile.yaml",
+    "campaign.py",
+    "campaign.toml",
+    "pipeline.py",
+    "pyproject.toml",
+    "requirements.lock",
+    "Makefile",
+)
 
 
 @dataclass(frozen=True)
