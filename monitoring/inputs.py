@@ -92,10 +92,10 @@ def matured_frame(campaign: Campaign, data: Path, model: NumpyModel, as_of: date
 def moving_features(names: Iterable[str], first_decision: datetime, logs_start: date) -> list[str]:
     """Features whose change is no news, given when the reference rows begin and when the logs do.
 
-    While the logs are younger than the longest window, sums over it, over all time, and recencies grow with every day.
+    While the logs are younger than the longest window, sums over it and recencies grow with every day.
     """
     young = first_decision.date() - logs_start < LONGEST_WINDOW
-    growing = [name for name in names if young and (name.endswith(("_90d", "_ever")) or name.startswith("days_since_"))]
+    growing = [name for name in names if young and (name.endswith("_90d") or name.startswith("days_since_"))]
     return [*(name for name in names if name in MOVING and name not in growing), *growing]
 
 
