@@ -80,12 +80,13 @@ class StreamingEngine(LocalComputeEngine):
 
     def _stream(self, tasks: list[MaterializationTask]) -> Exception | None:
         try:
-            with tempfile.TemporaryDirectory(prefix="tactful-") as spill:
-                con = duckdb.connect(config=self.duckdb_config | {"temp_directory": spill})
+            with (
+                tempfile.TemporaryDirectory(prefix="tactful-") as spill,
+                duckdb.connect(config=self.duckdb_config | {"temp_directory": spill}) as con,
+            ):
                 con.execute("SET TimeZone = 'UTC'")
                 for rows in _newest(con, tasks):
                     self._write(rows, tasks)
-                con.close()
         except duckdb.Error as error:
             source: Any = tasks[0].feature_view.batch_source
             reason = str(error).splitlines()[0]

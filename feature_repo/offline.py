@@ -1,8 +1,9 @@
 """Feast's DuckDB offline store with one ASOF join per source instead of one inequality join per feature view.
 
-Feast 0.67 joins every view by inequality and numbers the rows that match: about three times a hand-written query. The
-views of one source differ only in which columns they take and how long these are good, so here a source is read and
-joined once. What is returned is what Feast's own store returns, and what this join does not cover is left to it.
+Feast 0.67 joins every view by inequality and numbers the rows that match: 1.8 times the CPU of a hand-written query at
+a million rows, and this 1.2 times (docs/benchmarks.md). The views of one source differ only in which columns they take
+and how long these are good, so here a source is read and joined once. What is returned is what Feast's own store
+returns, and what this join does not cover is left to it.
 """
 
 import atexit
