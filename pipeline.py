@@ -249,22 +249,33 @@ def train(
     as_of: Annotated[
         datetime | None, typer.Option(formats=DATE, help="Use only what was known on this day; default: all.")
     ] = None,
+    keep_network: Annotated[
+        bool,
+        typer.Option(
+            "--keep-network",
+            help="Train nothing: choose the policy anew for the champion's network, with today's weights, costs and "
+            "guardrails of campaign.toml.",
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Matured decisions -> network -> policy -> challenger.
 
     The model goes to the BentoML store, its report to data/reports.
     """
-    result = _train(load_campaign(), _as_of(as_of))
+    result = _train(load_campaign(), _as_of(as_of), keep_network)
     _answer(as_json, result.summary(), result.text())
 
 
-def _train(campaign: Campaign, as_of: datetime) -> Challenger:
+def _train(campaign: Campaign, as_of: datetime, keep_network: bool = False) -> Challenger:
     from models.challenger import train_challenger
+    from models.forward import NumpyModel
+    from models.registry import model_path
 
+    keep = NumpyModel.load(model_path(_champion())) if keep_network else None
     with _bar("training the network") as progress:
         return train_challenger(
-            campaign, as_of, data_dir(), finish=lambda *parts: _finish(campaign, *parts), progress=progress
+            campaign, as_of, data_dir(), finish=lambda *parts: _finish(campaign, *parts), progress=progress, keep=keep
         )
 
 
@@ -645,14 +656,18 @@ def predict(
     model: Annotated[Path, typer.Argument(help="Folder written by `tactful fit`.")],
     frame: Annotated[Path, typer.Argument(help="CSV or Parquet with the model's feature columns.")],
     out_file: Annotated[Path, typer.Option("--out", help="Parquet file to write.")],
+    weight: Annotated[
+        list[str] | None, typer.Option(help="OUTCOME=WORTH, instead of the fitted one; repeat for more outcomes.")
+    ] = None,
 ) -> None:
     """Outcomes, uplift, score and best arm of every row.
 
     In the order of the rows, with a model that `tactful fit` wrote.
     """
-    from models.table import predict_table
+    from models.table import parse_weights, predict_table
 
-    out.print(f"{len(predict_table(model, frame, out_file)):,} rows: {out_file}", soft_wrap=True)
+    rows = len(predict_table(model, frame, out_file, parse_weights(weight or [])))
+    out.print(f"{rows:,} rows: {out_file}", soft_wrap=True)
 
 
 @app.command()
@@ -663,10 +678,10 @@ def evaluate(
 ) -> None:
     """What each policy would be worth on a table of your own.
 
-    Send none, send all, the response model and the uplift policy, each row judged by a network that never saw its
-    unit, with 95% intervals.
+    Send none, send all, simpler models and the uplift policy, each row judged by models that never saw its unit,
+    with 95% intervals.
     """
-    from models.table import evaluate_table
+    from models.table import evaluate_table, verdict
 
     with _bar("training the network") as progress:
         table = evaluate_table(frame, spec, progress)
@@ -674,6 +689,7 @@ def evaluate(
         _answer(True, json.loads(table.to_json(orient="records")), "")
     else:
         _print_frame(table)
+        out.print(verdict(table))
 
 
 # ------------------------------------------------------------------------------------------------------ everything

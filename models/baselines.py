@@ -19,7 +19,7 @@ from models.spec import Feature, FitSpec, columns_of, labels_of
 
 S_PARAMS = {
     "num_leaves": 7,
-    "learning_rate": 0.05,
+    "learning_rate": 0.1,
     "min_data_in_leaf": 100,
     "verbose": -1,
     "num_threads": 1,
@@ -127,7 +127,7 @@ def fit_lightgbm_t(frame: pd.DataFrame, spec: FitSpec) -> BoostedModel:
     labels, columns = labels_of(frame, spec), columns_of(frame, spec.features)
     features = fit_features(columns)
     inputs = _tree_inputs(columns, features, labels.arm)
-    params, by_arm = S_PARAMS | {"num_leaves": 4, "seed": spec.seed}, []
+    params, by_arm = S_PARAMS | {"num_leaves": 4, "learning_rate": 0.05, "seed": spec.seed}, []
     for arm in range(len(spec.arms)):
         rows = labels.arm == arm
         by_arm.append(_boosted(inputs[rows], labels.outcome[rows], features, params, T_TREES, spec))

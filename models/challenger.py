@@ -84,6 +84,7 @@ def train_challenger(
     finish: Finish | None = None,
     progress: Progress | None = None,
     champion: NumpyModel | None = None,
+    keep: NumpyModel | None = None,
 ) -> Challenger:
     """Train on what was known at `as_of`, choose a policy, evaluate it, report it, pack it as the challenger.
 
@@ -94,12 +95,14 @@ def train_challenger(
         finish: adds to the model folder what serving and monitoring keep there.
         progress: called with (steps done, steps in all) while the network trains.
         champion: also train on from its weights, on recent weeks only; the better of the two becomes the challenger.
+        keep: train nothing: this network with the campaign's weights and costs of today, and the policy chosen anew.
     """
     store = open_store()
     schema = feature_schema(store)
     frame = training_frame(store, read_decisions(data / "decisions"), campaign, data / "logs", as_of)
     frame["split"] = split_of(frame["user_id"], campaign.splits)
-    return fit_and_report(campaign, frame, schema, data, finish=finish, progress=progress, champion=champion)
+    start = {"champion": champion, "keep": keep}
+    return fit_and_report(campaign, frame, schema, data, finish=finish, progress=progress, **start)
 
 
 def fit_and_report(
@@ -111,15 +114,19 @@ def fit_and_report(
     finish: Finish | None = None,
     progress: Progress | None = None,
     champion: NumpyModel | None = None,
+    keep: NumpyModel | None = None,
 ) -> Challenger:
     """`train_challenger` from a frame that is already there (columns of `training_frame`, and `split`)."""
     from models.report import training_report
-    from models.starts import fit_starts
+    from models.starts import fit_starts, keep_network
 
     spec, checks = fit_spec(campaign, schema), randomisation_checks(campaign, frame, schema)
     require_valid(checks)
     _check_splits(frame)
-    start, fitted, honest = fit_starts(campaign, frame, spec, champion, progress)
+    if keep is None:
+        start, fitted, honest = fit_starts(campaign, frame, spec, champion, progress)
+    else:
+        start, fitted, honest = keep_network(campaign, frame, spec, keep)
     mu_hat = fitted.predict(frame)
     rival = rivals(frame, spec)
     choice, values = choose_and_evaluate(campaign, frame, mu_hat, rival)

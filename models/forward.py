@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,14 +68,34 @@ class NumpyModel:
 
         Returns: lower and upper limits, each (n, n_messages, n_outcomes + 1); last the score's, costs subtracted.
 
-        Source: `models.shrinkage.standard_error`; coverage on simulated worlds is in docs/benchmarks.md.
+        Source: `models.shrinkage.error_covariance`; coverage on simulated worlds is in docs/benchmarks.md.
         """
         mu_hat = self.predict(columns)
         uplift = mu_hat[:, 1:] - mu_hat[:, :1]
         score = uplift @ self.spec.weights - np.asarray(self.spec.costs)[1:]
         center = np.concatenate([uplift, score[..., None]], axis=-1)
-        half = ndtri(1 - alpha / 2) * self.tensors["interval.sd"]
+        every = np.vstack([np.eye(len(self.spec.outcomes)), self.spec.weights])  # each outcome, then the score
+        sd = np.sqrt(np.einsum("jo,aop,jp->aj", every, self.tensors["interval.covariance"], every))
+        half = ndtri(1 - alpha / 2) * sd
         return center - half, center + half
+
+    def reweighted(self, weights: Mapping[str, float], costs: Sequence[float] = ()) -> NumpyModel:
+        """The same network with another worth of outcomes and messages: predictions stay, scores change.
+
+        Args:
+            weights: outcome -> worth of one unit; every outcome of the model.
+            costs: per arm, in the unit of the score; default: as they are.
+
+        Raises: ModelError: other outcomes, or not one cost per arm.
+        """
+        names = [o.name for o in self.spec.outcomes]
+        if set(weights) != set(names):
+            raise ModelError(f"weights for {sorted(weights)}, the model predicts {names}; give one for each of these")
+        costs = tuple(costs) or self.spec.costs
+        if len(costs) != len(self.spec.arms):
+            raise ModelError(f"{len(costs)} costs for the arms {list(self.spec.arms)}; give one per arm")
+        outcomes = tuple(replace(o, weight=float(weights[o.name])) for o in self.spec.outcomes)
+        return NumpyModel(replace(self.spec, outcomes=outcomes, costs=costs), self.tensors)
 
     def encode(self, columns: Mapping[str, np.ndarray]) -> Encoded:
         """The network's input for raw columns (ModelError: a column is missing)."""

@@ -54,23 +54,24 @@ def _posterior(slope: float, variance: float) -> float:
     return float(np.clip((slope / variance + trust) / (1 / variance + trust), 0, 1))
 
 
-def standard_error(members: np.ndarray, weights: np.ndarray, share: float) -> np.ndarray:
-    """Error of a user's uplift, averaged over users: what the members differ by, and what they all miss.
+def error_covariance(members: np.ndarray, share: float) -> np.ndarray:
+    """Covariance over outcomes of a user's error of uplift, on average: what the members differ by and what all miss.
 
-    What they all miss can only be guessed at. Where a linear model explains the effects, nothing is; where the
-    network had to (1 - share of the linear part), it has found about half of it: as much again is missing.
+    What all miss can only be guessed at. Where a linear model explains the effects, nothing is; where the network had
+    to (1 - share of the linear part), it has found about half of it: as much again is missing.
 
     Args:
         members: mu_hat of each member, (members, n, n_arms, n_outcomes).
-        weights: (n_outcomes,), of the score.
         share: of the linear part in the mixture.
 
-    Returns: (n_messages, n_outcomes + 1), in units of the outcomes; last the score's.
+    Returns: (n_messages, n_outcomes, n_outcomes), outcome units; with weights w the score's variance is w' C w.
 
     Source: the first part is the delete-a-group jackknife; the second was checked on simulated worlds
         (docs/benchmarks.md).
     """
     uplift = members[:, :, 1:] - members[:, :, :1]
-    with_score = np.concatenate([uplift, (uplift @ weights)[..., None]], axis=-1)
-    differ = (len(members) - 1) * with_score.var(axis=0).mean(axis=0)
-    return np.asarray(np.sqrt(differ + (1 - share) * with_score.mean(axis=0).var(axis=0)))
+    mean = uplift.mean(axis=0)
+    apart, spread = uplift - mean, mean - mean.mean(axis=0)
+    differ = np.einsum("knao,knap->aop", apart, apart) * (len(members) - 1) / len(members)
+    missing = (1 - share) * np.einsum("nao,nap->aop", spread, spread)
+    return np.asarray((differ + missing) / len(mean))

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from campaign import Campaign
+from campaign import Campaign, ModelError
 from models.estimators import dr_scores
-from models.forward import NumpyModel
+from models.forward import NumpyModel, shrink
 from models.predictions import policy_arm, scores
-from models.spec import FitSpec
-from models.train import Fitted, fit
+from models.spec import FitSpec, columns_of
+from models.train import Fitted, fit, folds
 
 MIN_ROWS = 500  # recent rows below which the champion is not trained on
 
@@ -52,6 +52,29 @@ def fit_starts(
     mu_hat = fitted.predict(frame)
     mu_hat[rows] = fitted.out_of_fold
     return start, fitted, Honest(mu_hat, late & (rows | (frame["split"] == "evaluate").to_numpy()))
+
+
+def keep_network(
+    campaign: Campaign, frame: pd.DataFrame, spec: FitSpec, model: NumpyModel
+) -> tuple[str, Fitted, Honest]:
+    """Train nothing: the network as it is, with the campaign's weights and costs of today.
+
+    Returns: as `fit_starts`; "kept".
+
+    Raises: ModelError: it answers another question.
+    """
+    theirs = list(model.spec.arms), {f.name: f.kind for f in model.spec.features}, model.spec.members
+    ours = list(spec.arms), dict(spec.features), spec.members
+    if theirs != ours:
+        raise ModelError(f"the model has arms, features, members {theirs}, the campaign {ours}; train a new network")
+    worth = dict(zip(campaign.outcome_names, campaign.weights, strict=True))
+    model = replace(model, spec=replace(model.spec, extra={})).reweighted(worth, campaign.costs)
+    train, fold = (frame["split"] == "train").to_numpy(), folds(frame, spec)
+    members = model.members(columns_of(frame, spec.features))
+    left_out = shrink(members[fold, np.arange(len(frame))], model.tensors, model.spec)
+    mu_hat = np.where(train[:, None, None], left_out, shrink(members.mean(axis=0), model.tensors, model.spec))
+    fitted = Fitted(model, dict(spec.features), left_out[train], fold[train])
+    return "kept", fitted, Honest(mu_hat, train | (frame["split"] == "evaluate").to_numpy())
 
 
 def recent(frame: pd.DataFrame, weeks: int) -> np.ndarray:

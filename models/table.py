@@ -16,6 +16,7 @@ weight = 1.0
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -162,9 +163,20 @@ def fit_table(frame_path: Path | str, spec_path: Path | str, out_dir: Path | str
     return table
 
 
-def predict_table(model_dir: Path | str, frame_path: Path | str, out_file: Path | str) -> pd.DataFrame:
-    """Predict every row of a table, in input order; writes Parquet and returns the same frame."""
+def predict_table(
+    model_dir: Path | str, frame_path: Path | str, out_file: Path | str, weights: Mapping[str, float] | None = None
+) -> pd.DataFrame:
+    """Predict every row of a table, in input order; writes Parquet and returns the same frame.
+
+    Args:
+        model_dir: written by `fit_table`.
+        frame_path: CSV or Parquet.
+        out_file: Parquet to write.
+        weights: outcome -> worth of one unit, instead of the one it was fitted with: no training is needed for that.
+    """
     model, out = NumpyModel.load(model_dir), Path(out_file).resolve()
+    if weights:
+        model = model.reweighted({o.name: o.weight for o in model.spec.outcomes} | dict(weights))
     if out.is_dir():
         raise DataError(f"{out_file}: is a folder; name the Parquet file to write")
     unit = model.spec.extra.get("unit")
@@ -195,11 +207,25 @@ def predictions(model: NumpyModel, frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns | {"best_arm": np.array(spec.arms, dtype=object)[best]})
 
 
+def parse_weights(options: Sequence[str]) -> dict[str, float]:
+    """["visit=1", "spend=.1"] as a mapping (DataError: not of that form)."""
+    weights = {}
+    for option in options:
+        name, _, value = option.rpartition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise DataError(f"weight {option!r}: expected OUTCOME=WORTH, for example visit=1.5") from None
+    return weights
+
+
 def evaluate_table(frame_path: Path | str, spec_path: Path | str, progress: Any = None) -> pd.DataFrame:
     """Cross-fitted evaluation of a table: every row is judged by a network that never saw its unit.
 
     Returns: `models.evaluate`'s table (SNIPS and DR) for send_none, send_all by arm, the uplift policy (best arm above
-        the threshold) and the response baseline, which messages as many users.
+        the threshold), the policies of simpler models, and the response baseline and a random draw, which message as
+        many users as the uplift policy. Differences of the uplift policy to each of them are given for the weighted
+        outcome.
     """
     from models.train import fit
 
@@ -211,17 +237,44 @@ def evaluate_table(frame_path: Path | str, spec_path: Path | str, progress: Any 
 
 def evaluation(frame: pd.DataFrame, spec: TableSpec, fit_spec: FitSpec, mu_hat: np.ndarray) -> pd.DataFrame:
     """The table of `evaluate_table` from out-of-fold predictions; (n, n_arms, n_outcomes)."""
-    from models import TopShare, evaluate
-    from models.baselines import cross_fitted, fit_response
+    from models import RandomShare, TopShare, evaluate
+    from models.baselines import cross_fitted, fit_lightgbm_s, fit_linear_t, fit_response
+    from models.evaluation import BASELINES
     from models.train import folds
 
     fold = folds(frame, fit_spec)
     weights, costs = [o.weight for o in spec.outcome], [0.0] * len(fit_spec.arms)
-    arm = policy_arm(scores(mu_hat, weights, costs), spec.threshold)
+
+    def chosen(mu_hat: np.ndarray) -> np.ndarray:
+        return np.asarray(np.eye(len(fit_spec.arms))[policy_arm(scores(mu_hat, weights, costs), spec.threshold)])
+
+    uplift = chosen(mu_hat)
+    share = 1 - uplift[:, 0].mean()
     response = scores(cross_fitted(fit_response, frame, fit_spec, fold), weights, costs)
+    policies: dict[str, Any] = {
+        UPLIFT_POLICY: uplift,
+        "linear T-learner": chosen(cross_fitted(fit_linear_t, frame, fit_spec, fold)),
+        "LightGBM S-learner": chosen(cross_fitted(fit_lightgbm_s, frame, fit_spec, fold)),
+        RESPONSE_POLICY: TopShare(response, share),
+        "random": RandomShare(share),
+    }
     log, propensity = _with_propensity(frame, spec)
-    policies = {UPLIFT_POLICY: np.eye(len(fit_spec.arms))[arm], RESPONSE_POLICY: TopShare(response, (arm > 0).mean())}
-    return evaluate(log, policies, spec.outcomes, arm=spec.arm, propensity=propensity, cluster=spec.unit, mu_hat=mu_hat)
+    columns: dict[str, Any] = {"arm": spec.arm, "propensity": propensity, "cluster": spec.unit, "mu_hat": mu_hat}
+    table = evaluate(log, policies, spec.outcomes, baselines=(*BASELINES, *list(policies)[1:]), **columns)
+    usual = table["baseline"].isin(["", *BASELINES])
+    return table[usual | ((table["policy"] == UPLIFT_POLICY) & (table["outcome"] == "weighted"))].reset_index(drop=True)
+
+
+def verdict(table: pd.DataFrame) -> str:
+    """What the uplift policy gains over every other one, in a sentence each, from `evaluate_table`'s answer."""
+    own = (table["policy"] == UPLIFT_POLICY) & (table["outcome"] == "weighted") & (table["estimator"] == "dr")
+    lines = []
+    for row in table[own & (table["baseline"] != "")].to_dict(orient="records"):
+        lower, upper = row["ci_lower"], row["ci_upper"]
+        same = ": not significantly different" if lower <= 0 <= upper else ""
+        limits = f"(95%: {lower:+.4g} to {upper:+.4g})"
+        lines.append(f"uplift policy minus {row['baseline']}: {row['value']:+.4g} per row {limits}{same}")
+    return "\n".join(lines)
 
 
 def arm_table(frame: pd.DataFrame, spec: TableSpec, fit_spec: FitSpec, mu_hat: np.ndarray) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from models.forward import NumpyModel, member_outputs, shrink
 from models.linear import linear_members, linear_share, mixed
 from models.optimise import Progress, TrainingRows, optimise
 from models.rules import find_rules
-from models.shrinkage import shrinkage, standard_error
+from models.shrinkage import error_covariance, shrinkage
 from models.spec import Feature, FitSpec, Labels, ModelSpec, columns_of, labels_of
 from models.splits import hash_unit
 
@@ -184,7 +184,7 @@ def finish(
     members = member_outputs(rows.inputs, tensors, model_spec)
     left_out = members[rows.fold, np.arange(len(rows.fold))]
     tensors = tensors | shrinkage(members, left_out, outcome, rows.arm, rows.propensity, model_spec.weights)
-    tensors["interval.sd"] = standard_error(members, model_spec.weights, share)
+    tensors["interval.covariance"] = error_covariance(members, share)
     return NumpyModel(model_spec, tensors), shrink(left_out, tensors, model_spec)
 
 

@@ -8,8 +8,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from campaign import CampaignError, DataError
-from models.table import arm_table, evaluate_table, fit_table, load_spec, predict_table, prepare
+from campaign import CampaignError, DataError, ModelError
+from models.table import (
+    arm_table,
+    evaluate_table,
+    fit_table,
+    load_spec,
+    parse_weights,
+    predict_table,
+    prepare,
+    verdict,
+)
 from models.table_file import read_table
 
 SPEC = """
@@ -95,6 +104,35 @@ def test_evaluate_table_has_every_policy_and_difference(files):
     assert set(table["outcome"]) == {"visit", "spend", "weighted"}
     difference = table.query("policy == 'uplift' and baseline == 'send_none' and outcome == 'visit'")
     assert (difference["ci_lower"] > 0).all()  # both messages help: +.1 for all, +.1 for half
+    told = verdict(table).splitlines()
+    assert [line.split(":")[0].removeprefix("uplift policy minus ") for line in told] == [
+        "send_all",
+        "send_none",
+        "linear T-learner",
+        "LightGBM S-learner",
+        "response",
+        "random",
+    ]
+    assert told[1].endswith(")")
+    assert told[2].endswith("not significantly different")  # effects are steps of one feature: linear models do as well
+
+
+def test_predict_table_with_other_weights_moves_scores_only(files, tmp_path):
+    asked = (files / "model", files / "table.csv", tmp_path / "a.parquet")
+    fitted, other = predict_table(*asked), predict_table(*asked, parse_weights(["spend=-2"]))
+    same = [c for c in fitted if not c.startswith(("score_", "best_"))]
+    pd.testing.assert_frame_equal(fitted[same], other[same])
+    expected = other["uplift_1_visit"] - 2 * other["uplift_1_spend"]
+    assert other["score_1"].to_numpy() == pytest.approx(expected.to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [(["visit"], "weight 'visit': expected OUTCOME=WORTH"), (["visits=1"], r"weights for .*'visits'.*predicts")],
+)
+def test_predict_table_refuses_weights_it_cannot_use(files, tmp_path, weights, message):
+    with pytest.raises((DataError, ModelError), match=message):
+        predict_table(files / "model", files / "table.csv", tmp_path / "a.parquet", parse_weights(weights))
 
 
 def test_fit_table_without_unit_numbers_the_rows(tmp_path, files):
