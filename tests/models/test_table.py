@@ -122,8 +122,8 @@ def test_predict_table_with_other_weights_moves_scores_only(files, tmp_path):
     fitted, other = predict_table(*asked), predict_table(*asked, parse_weights(["spend=-2"]))
     same = [c for c in fitted if not c.startswith(("score_", "best_"))]
     pd.testing.assert_frame_equal(fitted[same], other[same])
-    expected = other["uplift_1_visit"] - 2 * other["uplift_1_spend"]
-    assert other["score_1"].to_numpy() == pytest.approx(expected.to_numpy())
+    expected = other["uplift_Mens_visit"] - 2 * other["uplift_Mens_spend"]
+    assert other["score_Mens"].to_numpy() == pytest.approx(expected.to_numpy())
 
 
 @pytest.mark.parametrize(
