@@ -13,12 +13,15 @@ $TACTFUL_CAUSALML_PYTHON name.
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import date
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 
@@ -529,14 +532,19 @@ PARTS: dict[str, tuple[str, Callable[[], None], Callable[[pd.DataFrame], str]]] 
 
 def report() -> None:
     """Write this benchmark's section of docs/benchmarks.md, between its markers."""
-    results = pd.read_csv(RESULTS)
+    results = pd.read_csv(RESULTS, dtype={"seed": str})
     parts = []
     for name, (title, _, table) in PARTS.items():
         rows = results[results.part == name]
         if len(rows):
             seeds = ", ".join(str(seed) for seed in sorted(rows.seed.unique()))
-            parts.append(f"### {title}\n\nSeeds {seeds}.\n\n{table(rows)}")
-    body = "<!-- uplift -->\n## Uplift network\n\n" + "\n\n".join(parts) + "\n<!-- /uplift -->"
+            which = "Repeat.fold" if name.startswith("hillstrom") else "Seeds"
+            parts.append(f"### {title}\n\n{which} {seeds}.\n\n{table(rows)}")
+    made = f"{date.today()}, Python {platform.python_version()}, " + ", ".join(
+        f"{name} {version(name)}" for name in ("torch", "numpy", "lightgbm")
+    )
+    head = f"`python benchmarks/uplift.py [PART ...]`; ± is one standard error over seeds or folds. ({made})\n\n"
+    body = "<!-- uplift -->\n## Uplift network\n\n" + head + "\n\n".join(parts) + "\n<!-- /uplift -->"
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Benchmarks\n"
     before, _, rest = page.partition("<!-- uplift -->")
     after = rest.partition("<!-- /uplift -->")[2]
