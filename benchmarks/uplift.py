@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from datetime import date
+from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -400,7 +400,9 @@ def keep(row: dict[str, object]) -> None:
 
 
 def mean_and_error(values: pd.Series) -> str:
-    """Mean and standard error over seeds."""
+    """Mean and standard error over seeds; of one seed the value alone."""
+    if len(values) == 1:
+        return f"{values.iloc[0]:.1f}"
     return f"{values.mean():.1f} ± {values.std() / np.sqrt(len(values)):.1f}"
 
 
@@ -540,7 +542,7 @@ def report() -> None:
             seeds = ", ".join(str(seed) for seed in sorted(rows.seed.unique()))
             which = "Repeat.fold" if name.startswith("hillstrom") else "Seeds"
             parts.append(f"### {title}\n\n{which} {seeds}.\n\n{table(rows)}")
-    made = f"{date.today()}, Python {platform.python_version()}, " + ", ".join(
+    made = f"{datetime.now(tz=UTC):%Y-%m-%d}, Python {platform.python_version()}, " + ", ".join(
         f"{name} {version(name)}" for name in ("torch", "numpy", "lightgbm")
     )
     head = f"`python benchmarks/uplift.py [PART ...]`; ± is one standard error over seeds or folds. ({made})\n\n"
