@@ -30,7 +30,7 @@ from models.predictions import scores
 
 BACKGROUND = 64
 SAMPLE = 4096  # training rows that the background is taken from
-STEPS, MAX_STEPS = 8, 256
+STEPS, MAX_STEPS = 8, 1024
 TOLERANCE = 0.005  # of the score, and of its distance from the baseline
 ROUNDING = 1e-6  # of score and baseline: where a message's scores hardly differ, float32 sums do not either
 
