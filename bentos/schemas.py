@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -58,3 +58,31 @@ class DecideResponse(_Strict):
     model: str
     request_id: str
     decisions: list[Decision]
+
+
+class Refusal(_Strict):
+    """Why a request was not answered; `detail` says which fields of a body are wrong, never their values."""
+
+    error: str
+    detail: list[dict[str, Any]] = []
+
+
+REFUSALS = {
+    "400": "The body is not what the schema says",
+    "401": "A valid token is needed",
+    "405": "Only POST",
+    "413": "The body is too large",
+    "415": "The body is not plain JSON",
+    "429": "Too many users are waiting",
+}
+
+
+def described(spec: dict[str, Any]) -> dict[str, Any]:
+    """BentoML's OpenAPI description, with what `POST /decide` really answers when it does not decide."""
+    responses = {str(status): value for status, value in spec["paths"]["/decide"]["post"]["responses"].items()}
+    schema = {"application/json": {"schema": Refusal.model_json_schema()}}
+    answers = {status: {"description": text, "content": schema} for status, text in REFUSALS.items()}
+    answers["200"] = responses["200"]
+    answers["503"] = {**responses["200"], "description": "Could not be logged: nobody eligible, and no decision"}
+    spec["paths"]["/decide"]["post"]["responses"] = dict(sorted(answers.items()))
+    return spec

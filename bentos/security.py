@@ -56,8 +56,8 @@ class Gate:
     server starts, a second gate is put around them all; the inner one stays and is what holds if that ever fails.
     """
 
-    def __init__(self, app: App, worker: Worker) -> None:
-        self.app, self.worker = app, worker
+    def __init__(self, app: App, worker: Worker, describe: Callable[[], dict[str, Any]]) -> None:
+        self.app, self.worker, self.describe = app, worker, describe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, refuse, or let through."""
@@ -75,7 +75,7 @@ class Gate:
 
     def _surround(self, app: Starlette) -> None:
         if app.middleware_stack is not None and not isinstance(app.middleware_stack, Gate):
-            app.middleware_stack = Gate(app.middleware_stack, self.worker)
+            app.middleware_stack = Gate(app.middleware_stack, self.worker, self.describe)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path, headers = scope["path"], dict(scope["headers"])
@@ -97,6 +97,8 @@ class Gate:
             if path == "/metrics":
                 content = await asyncio.to_thread(metrics.exposition)
                 await send_body(send, 200, content, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
+            elif path == "/docs.json":
+                await answer(send, 200, self.describe())
             elif path in ("/", "/ops"):
                 await answer(send, 307, {"see": "/ops/"}, [(b"location", b"/ops/")])
             else:

@@ -16,7 +16,7 @@ import bentoml
 from bentoml._internal.utils.analytics import usage_stats
 
 from bentos.ops import ops_app
-from bentos.schemas import DecideRequest, DecideResponse
+from bentos.schemas import DecideRequest, DecideResponse, described
 from bentos.security import Gate
 from bentos.settings import Settings
 from bentos.worker import Worker
@@ -55,4 +55,8 @@ class TactfulService:
         return DecideResponse.model_validate(await worker.decider.decide(request))
 
 
-TactfulService.add_asgi_middleware(Gate, worker=worker)  # type: ignore[attr-defined]
+TactfulService.add_asgi_middleware(  # type: ignore[attr-defined]
+    Gate,
+    worker=worker,
+    describe=lambda: described(TactfulService.openapi_spec.asdict()),  # type: ignore[attr-defined]
+)

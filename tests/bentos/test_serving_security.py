@@ -44,7 +44,7 @@ def call(path, token=None, method="GET", basic=False):
         value = b"Basic " + base64.b64encode(b"me:" + token.encode()) if basic else b"Bearer " + token.encode()
         headers = [(b"authorization", value)]
     scope = {"type": "http", "path": path, "method": method, "headers": headers}
-    asyncio.run(Gate(app, Quiet())(scope, receive, send))
+    asyncio.run(Gate(app, Quiet(), dict)(scope, receive, send))
     return sent[0]["status"] if sent else 0, reached
 
 
@@ -62,6 +62,7 @@ def test_gate_asks_for_the_right_token_of_operators(path, token):
 def test_gate_lets_the_right_token_through():
     assert call("/decide", "decide-secret", "GET")[0] == 405
     assert call("/decide", "decide-secret", "POST")[0] == 415
+    assert call("/docs.json", "ops-secret") == (200, [])
     assert call("/ops/", "ops-secret") == (0, ["/ops/"])
     assert call("/ops/", "ops-secret", basic=True) == (0, ["/ops/"])
     assert call("/ops/", "wrong", basic=True)[0] == 401
@@ -80,7 +81,7 @@ def test_gate_surrounds_what_bentoml_puts_around_it():
             reached.append((scope["type"], scope.get("path")))
             await self.app(scope, receive, send)
 
-    app = Starlette(middleware=[Middleware(Outer), Middleware(Gate, worker=Quiet())])
+    app = Starlette(middleware=[Middleware(Outer), Middleware(Gate, worker=Quiet(), describe=dict)])
     sent = []
 
     async def send(message):

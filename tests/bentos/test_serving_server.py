@@ -19,7 +19,7 @@ from serving_world import world_env
 
 from bentos import serve
 from bentos.decision_log import compact, read_decisions
-from bentos.schemas import DecideResponse
+from bentos.schemas import DecideResponse, Refusal
 from campaign import load_campaign
 from feature_repo.contracts import DECISIONS, check_file
 
@@ -211,7 +211,13 @@ def test_server_fuzzed_requests_never_decide_nor_break_it(server, world):
 
 def test_server_describes_decide(server):
     spec = httpx.get(f"{server}/docs.json").json()
-    assert "post" in spec["paths"]["/decide"]
+    responses = spec["paths"]["/decide"]["post"]["responses"]
+    assert set(responses) == {"200", "400", "401", "405", "413", "415", "429", "503"}
+    bad = httpx.post(f"{server}/decide", json={"user_ids": ["a"], "x": 1})
+    Refusal.model_validate(bad.json())
+    assert set(bad.json()) <= set(
+        responses[str(bad.status_code)]["content"]["application/json"]["schema"]["properties"]
+    )
 
 
 def test_server_swaps_and_keeps_the_old_model_when_the_new_is_bad(server, world, expected):
