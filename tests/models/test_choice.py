@@ -124,6 +124,22 @@ def test_choose_policy_shares_alpha_between_scores():
     np.testing.assert_allclose(good["lower_bound"], alone.table["lower_bound"])
 
 
+@pytest.mark.parametrize("estimator", ["ips", "snips", "sndr"])
+def test_choose_policy_takes_every_estimator_with_an_interval(estimator):
+    log = guarded_log(3_000, 0.0, 8)
+    choice = choose_policy(log, "x", OUTCOMES, guardrails=[Guardrail("kept", 0.2)], estimator=estimator, features=["x"])
+    assert choice.table["margin"].eq(0.2).all()
+    # a harmless policy passes with 80% where the margin is (1.645 + 0.842) standard errors
+    ratio = choice.table["min_detectable_margin"] / (choice.table["estimate"] - choice.table["lower_bound"])
+    assert ratio.between(1.2, 1.9).all(), "2.487 standard errors over about 1.645"
+    own = log[log["split"] == "select"].reset_index(drop=True)
+    first = choice.candidates.iloc[0]
+    table = evaluate(own, {"it": Threshold("x", first["threshold"])}, OUTCOMES, estimators=[estimator], features=["x"])
+    found = table.query("policy == 'it' and baseline == 'send_none' and outcome == 'weighted'").iloc[0]
+    assert found["value"] == pytest.approx(first["gain"], abs=1e-12)
+    assert found["se"] == pytest.approx(first["se"], rel=1e-9)
+
+
 def test_candidate_thresholds_are_nested_by_volume_and_hold_the_score_own_cut():
     score = np.array([3.0, 2.0, 2.0, -1.0])
     cuts = candidate_thresholds(score, [0.25, 0.5, 1.0], 1.0)

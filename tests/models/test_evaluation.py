@@ -120,6 +120,20 @@ def test_evaluate_segments_use_only_their_rows(log):
     pd.testing.assert_frame_equal(part, alone)
 
 
+@pytest.mark.parametrize("n", [1, 60])
+def test_evaluate_a_fully_stochastic_policy_in_a_segment_uses_only_its_rows(log, n):
+    many = pd.concat([log.assign(user_id=log["user_id"] + k * len(log)) for k in range(n)], ignore_index=True)
+    many = many.drop(columns="decision_id")
+    send = np.random.default_rng(0).random(len(many))
+    table = evaluate(many, {"p": send}, BOTH, segments=["segment"])
+    own = (many["segment"] == "b").to_numpy()
+    alone = evaluate(many[own], {"p": send[own]}, BOTH)
+    part = table[(table["segment"] == "segment=b") & (table["estimator"] == "snips")]
+    alone = alone[alone["estimator"] == "snips"]
+    columns = ["value", "se", "ci_lower", "ci_upper"]
+    np.testing.assert_allclose(part[columns], alone[columns], rtol=1e-9, atol=1e-12)
+
+
 def test_evaluate_keeps_missing_segment_values_apart(log):
     table = evaluate(log.assign(segment=log["segment"].where(log["segment"] == "a")), {}, Y, segments=["segment"])
     assert set(table["segment"]) == {"", "segment=missing", "segment=a"}
