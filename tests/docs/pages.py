@@ -56,7 +56,9 @@ def run_page(page, root, seconds=1800):
             continue
         if block.needs and shutil.which(block.needs) is None:
             continue
-        text = re.sub(r"\b(3000|6379)\b", lambda found: str(ports[found[0]]), block.text)
+        # the environment is there already; `make .venv` in a copy must never touch it
+        text = block.text.replace("make .venv\n", "").replace('export PATH="$PWD/.venv/bin:$PATH"\n', "")
+        text = re.sub(r"\b(3000|6379)\b", lambda found: str(ports[found[0]]), text)
         script.append(f"echo '--- {page.name}:{block.line}'")
         script.append(text if block.kind == "sh" else f"python - <<'PY'\n{text}PY")
     for profile in root.glob("feature_repo/*.yaml"):
@@ -77,14 +79,11 @@ def run_page(page, root, seconds=1800):
 
 
 def copy_checkout(root):
-    """The sources as they are now, and the environment that is there already (`make .venv` finds it)."""
+    """The sources as they are now."""
     for folder in FOLDERS:
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("data", "__pycache__"))
     for file in FILES:
         shutil.copy2(ROOT / file, root / file)
-    environment = ROOT / ".venv"
-    if (environment / ".installed").exists():
-        (root / ".venv").symlink_to(environment)
     return root
 
 
