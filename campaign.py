@@ -44,7 +44,7 @@ class ModelError(TactfulError):
 
 def data_dir() -> Path:
     """Folder of everything Tactful writes: $TACTFUL_DATA, or `data` beside this file."""
-    return Path(os.environ.get("TACTFUL_DATA", ROOT / "data")).resolve()
+    return Path(os.environ.get("TACTFUL_DATA") or ROOT / "data").resolve()
 
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -121,6 +121,12 @@ def _draws(decisions: pd.DataFrame, holdout_share: float) -> pd.DataFrame:
     for k, text in enumerate(texts):
         rows = np.flatnonzero(code == k)
         salts: dict[str, Any] = json.loads(text or "{}")
+        if "exploration_salt" in salts and "window_days" not in salts:
+            raise DataError(
+                f"salts of {len(rows)} decisions (first: {decisions['decision_id'].iloc[rows[0]]}) name "
+                "exploration_salt but not window_days: an older version logged them, and nothing tells whether their "
+                "exploration was drawn anew; move their partitions out of data/decisions"
+            )
         draws["holdout"][rows] = salts.get("holdout_salt", "")
         share[rows] = salts.get("holdout_share", holdout_share)
         if "exploration_salt" in salts:

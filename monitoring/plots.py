@@ -13,10 +13,10 @@ from monitoring.drift import ColumnDrift
 WIDTH, HEIGHT = 420, 250
 LEFT, RIGHT, TOP, BOTTOM = 48, 10, 14, 34
 # Okabe-Ito: distinguishable with every common colour-vision deficiency
-BLUE, VERMILION, GREEN, ORANGE, GREY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#7F7F7F"
-ACTION_COLOURS = {"none": GREEN, "warn": ORANGE, "retrain": VERMILION, "stop": "#000000"}
+BLUE, VERMILION, GREEN, ORANGE, GREY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#7F7F7F", "#CC79A7"
+ACTION_COLOURS = {"none": GREEN, "warn": ORANGE, "retrain": VERMILION, "stop": PURPLE}
 LINE_COLOURS = (GREY, ORANGE, "#56B4E9", GREEN, BLUE)
-ARM_COLOURS = (VERMILION, GREEN, "#CC79A7", ORANGE)
+ARM_COLOURS = (VERMILION, GREEN, PURPLE, ORANGE)
 
 
 def decile_plot(deciles: Sequence[Mapping[str, Any]]) -> str:
@@ -79,7 +79,7 @@ def weeks_plot(weeks: Sequence[Mapping[str, Any]]) -> str:
             promise = y(test["predicted"])
             parts.append(f'<path d="M{x(i) - 9:.1f} {promise:.1f}h18" stroke="{BLUE}" stroke-width="2.5"/>')
             parts += _whisker(x(i), ends, y(test["realised"]), VERMILION)
-    parts.append(_text(WIDTH / 2, HEIGHT - 3, "squares: green fine, orange look, red retrain, black stop"))
+    parts.append(_text(WIDTH / 2, HEIGHT - 3, "squares: green fine, orange look, red retrain, purple stop"))
     return _svg(parts, "Weeks at a glance: realised uplift and verdict")
 
 

@@ -34,7 +34,7 @@ def page(result: Result) -> str:
 <title>{escape(title)}</title><style>{stylesheet()}{_STYLE}</style></head><body><main>
 <h1>{escape(title)}</h1>
 <p class="lead">{sum(w.n for w in result.weeks):,} decisions. {escape(begins)} Policy, mean over all: {gains}.</p>
-<figure><figcaption>True value, EUR per user and window. Squares: green fine, orange look, red retrain, black
+<figure><figcaption>True value, EUR per user and window. Squares: green fine, orange look, red retrain, purple
 stop</figcaption>{plot}</figure>
 <h2>Week by week</h2><div class="scroll" tabindex="0" role="region" aria-label="Week by week">{table}</div>
 <h2>Why</h2><ul>{reasons or "<li>no alarm</li>"}</ul>

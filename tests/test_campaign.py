@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from campaign import ROOT, CampaignError, load_campaign
+from campaign import ROOT, CampaignError, data_dir, load_campaign
 
 TOML = (ROOT / "campaign.toml").read_text()
 
@@ -72,3 +72,8 @@ def test_campaign_hash_ignores_comments_and_order_but_not_values(tmp_path):
 def test_campaign_is_frozen():
     with pytest.raises(ValueError, match="frozen"):
         load_campaign().policy.alpha = 0.1
+
+
+def test_data_dir_empty_variable_is_none(monkeypatch):
+    monkeypatch.setenv("TACTFUL_DATA", "")
+    assert data_dir() == ROOT / "data"

@@ -244,3 +244,9 @@ def test_given_history_equals_a_plain_loop(rows):
 def test_outside_holdout_refuses_a_share_that_cannot_be():
     with pytest.raises(DataError, match=r"control has 0.05 in 1 rows \(first: row 1\), less than the holdout's share"):
         outside_holdout(np.array([[0.5, 0.5], [0.05, 0.95]]), 0.1)
+
+
+def test_given_history_refuses_salts_that_name_no_window():
+    log = exact_log().assign(salts='{"exploration_salt": "e"}')
+    with pytest.raises(DataError, match=r"80 decisions \(first: 0-0\) name exploration_salt but not window_days"):
+        given_history(log, HOLDOUT)
