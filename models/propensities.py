@@ -10,13 +10,15 @@ draws that are fresh at a decision are averaged over:
                                                                                 "not in the holdout"
     exploration    anew in each window of a user    fresh                       fresh; a second decision in a window
                                                                                 is left out
-    experiment     once per user and experiment     marginal                    given the variant (or the champion),
-                                                                                whose arm the log tells (`experiment`)
+    experiment     once per user and experiment,    marginal                    given the variant (or the champion),
+                   in slots drawn once for all                                  whose arm the log tells (`experiment`)
 
 With holdout share h, exploration share e and k arms:
 
     P(a | variant) = h [a = control] + e / k + (1 - h - e) [a = the variant's arm]
     P(a | not in the holdout) = (P(a) - h [a = control]) / (1 - h)
+
+Experiments count as one draw: all share one draw of slots, so an earlier one, ended or not, tells who is in the next.
 
 What is left is a value over all first decisions and the later ones of users outside the holdout, who are those a policy
 is for. A new holdout salt is a new draw: everybody's next decision is a first one again.
@@ -52,7 +54,7 @@ def given_history(decisions: pd.DataFrame, holdout_share: float) -> pd.DataFrame
     draws = _draws(decisions, holdout_share)
     later = _repeats(decisions, draws, ["holdout"])
     spent = (draws["window"] >= 0) & _repeats(decisions, draws, ["exploration", "window"])
-    repeated = ((draws["experiments"] != "") & _repeats(decisions, draws, ["experiments"])).to_numpy()
+    repeated = (draws["experiment"] & _repeats(decisions, draws, ["experiment"])).to_numpy()
     variant_arm = _variant_arm(decisions, repeated)
     kept = ~spent.to_numpy() & ~(later & (decisions["layer"] == "holdout").to_numpy()) & ~(repeated & (variant_arm < 0))
     rows, known = decisions[kept], np.flatnonzero(repeated[kept])
@@ -111,9 +113,10 @@ def _given_variant(arm: np.ndarray, draws: pd.DataFrame, n_arms: int) -> np.ndar
 
 
 def _draws(decisions: pd.DataFrame, holdout_share: float) -> pd.DataFrame:
-    """The draws behind each row, by salt: holdout, exploration (their shares; window -1: none), experiments."""
+    """The draws behind each row, by salt: holdout, exploration (their shares; window -1: none); any experiment."""
     n = len(decisions)
-    draws = {name: np.full(n, "", dtype=object) for name in ("holdout", "exploration", "experiments")}
+    draws = {name: np.full(n, "", dtype=object) for name in ("holdout", "exploration")}
+    experiment = np.zeros(n, dtype=bool)
     share, explored, window = np.full(n, holdout_share), np.zeros(n), np.full(n, -1)
     code, texts = pd.factorize(decisions["salts"].fillna(""))
     users, at = decisions["user_id"].to_numpy(), decisions["decided_at"]
@@ -133,11 +136,11 @@ def _draws(decisions: pd.DataFrame, holdout_share: float) -> pd.DataFrame:
             draws["exploration"][rows] = salts["exploration_salt"]
             explored[rows] = salts.get("exploration_share", 0.0)
             window[rows] = draw_window(users[rows], days[rows], salts["window_days"])
-        for name, experiment in salts.get("experiments", {}).items():
-            low, high = experiment["open_slots"]
-            started = rows[(at.iloc[rows] >= pd.Timestamp(experiment["starts_at"])) & (low < high)]
-            draws["experiments"][started] += f"{name}/{experiment['salt']};"
-    return pd.DataFrame({**draws, "share": share, "explored": explored, "window": window}, index=decisions.index)
+        for told in salts.get("experiments", {}).values():
+            low, high = told["open_slots"]
+            experiment[rows] |= (at.iloc[rows] >= pd.Timestamp(told["starts_at"])).to_numpy() & (low < high)
+    draws |= {"experiment": experiment, "share": share, "explored": explored, "window": window}
+    return pd.DataFrame(draws, index=decisions.index)
 
 
 def _repeats(decisions: pd.DataFrame, draws: pd.DataFrame, names: list[str]) -> np.ndarray:

@@ -102,26 +102,27 @@ def test_marginal_propensities_are_wrong_in_the_same_world(estimator):
     assert abs(found - true_value(policy)) > 0.006
 
 
-def served_log(seed, n=6000, windows=4, experiment=False):
+def served_log(seed, n=6000, windows=4, lasts=0):
     """Decisions of the service's own draws under a policy that messages where x > 0; what it did is a feature later.
 
-    With an experiment, half of the users are in it for good, half of these under send-all, the others under the policy.
+    An experiment holds half of the users, half of these under send-all, the others under the policy. It lasts so many
+    windows (0: there is none), then the next one has its slots and draws its own variants.
     """
     rng, salted = np.random.default_rng(seed), load_campaign().assignment
     a = salted.model_copy(update={"holdout_salt": f"h{seed}", "exploration_salt": f"e{seed}"})
     user = np.array([f"{seed}-{i}" for i in range(n)])
     x, messages, parts = rng.normal(size=n), np.zeros(n), []
-    slot, variant = np.random.default_rng([seed, 1]).random((2, n))
+    slot, *variants = np.random.default_rng([seed, 1]).random((1 + windows, n))
     salts = assign.salts_of(a)
-    if experiment:
-        salts["experiments"] = {"x": {"salt": "s", "open_slots": [0.0, 0.5], "starts_at": f"{DAY}T00:00:00+00:00"}}
     for window in range(windows):
         day = DAY + timedelta(days=28 * window)
         wish = (x > 0).astype(int)
         layer = assign.layers(user, a, day)
         arm = np.where(layer == assign.HOLDOUT, 0, wish)
         chance = assign.propensities(wish, a, 2)
-        if experiment:
+        if lasts:
+            name, variant = f"x{window // lasts}", variants[window // lasts]
+            salts["experiments"] = {name: {"open_slots": [0.0, 0.5], "starts_at": f"{DAY}T00:00:00+00:00"}}
             enrolled = slot < 0.5
             own = np.where(enrolled & (variant < 0.5), 1, wish)
             layer = np.where(enrolled & (layer == assign.POLICY), assign.EXPERIMENT, layer)
@@ -129,7 +130,7 @@ def served_log(seed, n=6000, windows=4, experiment=False):
             chance = 0.75 * chance + 0.25 * assign.propensities(np.ones(n, dtype=int), a, 2)
         arm = np.where(layer == assign.EXPLORATION, assign.exploration_arms(user, a, 2, day), arm)
         rows = decision_rows(user, np.array(assign.LAYERS)[layer], arm, chance, window, json.dumps(salts))
-        if experiment:
+        if lasts:
             arms = [{"all": 1, "champion": w} for w in wish.tolist()]
             names = np.where(variant < 0.5, "all", "champion").tolist()
             inside = [{"champion": e["champion"], "variant": v, "arms": e} for e, v in zip(arms, names, strict=True)]
@@ -161,8 +162,9 @@ def test_given_history_is_unbiased_on_the_services_own_draws():
     assert (np.abs(old.mean(axis=0)) > 3).all(), old.mean(axis=0)
 
 
-def test_given_history_is_unbiased_while_an_experiment_runs():
-    logs = [served_log(seed, experiment=True) for seed in range(12)]
+@pytest.mark.parametrize("lasts", [4, 1])
+def test_given_history_is_unbiased_while_experiments_run(lasts):
+    logs = [served_log(seed, lasts=lasts) for seed in range(12)]
     kept = [given_history(log, HOLDOUT) for log in logs]
     assert min(len(rows) / len(log) for rows, log in zip(kept, logs, strict=True)) > 0.9
     new = np.array([errors(rows) for rows in kept])
@@ -196,9 +198,9 @@ def one_by_one(log):
         if "exploration_salt" in salts:
             window = int(draw_window([row.user_id], row.decided_at.date(), salts["window_days"])[0])
             draws.append((row.user_id, salts["exploration_salt"], window))
-        for name, e in salts.get("experiments", {}).items():
+        for e in salts.get("experiments", {}).values():
             if e["open_slots"][0] < e["open_slots"][1] and row.decided_at >= pd.Timestamp(e["starts_at"]):
-                draws.append((row.user_id, name, e["salt"]))
+                draws.append((row.user_id, "experiment"))
         first, spent = draws[0] not in seen, any(draw in seen for draw in draws[1:])
         seen |= set(draws)
         if not spent and (first or row.layer != "holdout"):
@@ -207,11 +209,11 @@ def one_by_one(log):
     return dict(sorted(kept.items()))
 
 
-def salted(holdout, experiment):
+def salted(holdout, experiment, name="x"):
     salts = {"holdout_salt": holdout, "holdout_share": 0.2, "exploration_salt": "e", "window_days": 28}
     if experiment:
         start = pd.Timestamp(DAY, tz="UTC") + pd.Timedelta(days=experiment)
-        salts["experiments"] = {"x": {"salt": "s", "open_slots": [0.0, 0.5], "starts_at": start.isoformat()}}
+        salts["experiments"] = {name: {"salt": name, "open_slots": [0.0, 0.5], "starts_at": start.isoformat()}}
     return json.dumps(salts)
 
 
@@ -222,7 +224,7 @@ def salted(holdout, experiment):
             st.integers(0, 2),
             st.integers(0, 100),
             st.sampled_from(["holdout", "exploration", "policy"]),
-            st.sampled_from(["{}", salted("a", 0), salted("b", 0), salted("a", 40), salted("b", 60)]),
+            st.sampled_from(["{}", salted("a", 0), salted("b", 0), salted("a", 40), salted("b", 60, "y")]),
         ),
         min_size=1,
         max_size=40,
