@@ -68,8 +68,12 @@ class NumpyModel:
 
         Returns: lower and upper limits, each (n, n_messages, n_outcomes + 1); last the score's, costs subtracted.
 
+        Raises: ModelError: the model was saved before intervals were.
+
         Source: `models.shrinkage.error_covariance`; coverage on simulated worlds is in docs/benchmarks.md.
         """
+        if "interval.covariance" not in self.tensors:
+            raise ModelError("the model has no tensor 'interval.covariance': saved before intervals were; train again")
         mu_hat = self.predict(columns)
         uplift = mu_hat[:, 1:] - mu_hat[:, :1]
         score = uplift @ self.spec.weights - np.asarray(self.spec.costs)[1:]

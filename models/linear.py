@@ -74,10 +74,10 @@ def fit_linear(
     """
     n_arms, d = len(penalty), x.shape[1]
     by_arm = [(x[arm == a], y[arm == a]) for a in range(n_arms)]
-    if start is None:
-        start = np.column_stack([np.zeros((n_arms, d)), base(y[:, None], arm, n_arms, [binary])])
-    weight = start.copy()
     learns = np.array([len(part) >= PRIOR_ROWS and part.min() < part.max() for _, part in by_arm])
+    average = np.column_stack([np.zeros((n_arms, d)), base(y[:, None], arm, n_arms, [binary])])
+    # an arm that does not learn must not keep `start`, which may know rows that these are without
+    weight = average if start is None else np.where(learns[:, None], start, average)
     # a hair of penalty on intercepts, so that an arm without rows has a solution
     brakes = np.kron(penalty, np.diag(np.r_[np.ones(d), 0])) + 1e-9 * np.eye(n_arms * (d + 1))
     for _ in range(STEPS if binary else 1):

@@ -69,7 +69,7 @@ def sparsity_penalty(net: UpliftNet, rule_strength: Tensor) -> Tensor:
     """
 
     def differences(weight: Tensor) -> Tensor:
-        by_arm = weight.view(*weight.shape[:2], net.n_arms, -1)
+        by_arm = weight.view(*weight.shape[:2], net.n_arms, weight.shape[2] // net.n_arms)
         return (by_arm[:, :, 1:] - by_arm[:, :, :1]).abs()
 
     return (

@@ -14,6 +14,7 @@ from campaign import DataError, ModelError
 from models.decision_log import Outcome
 
 SCHEMA = 1
+LARGEST_OUTCOME = 1e50  # fourth powers of larger values overflow, and every prediction would be NaN
 FEW_ROWS = 100  # an arm with fewer rows gets a warning: its uplift will be close to the average of the outcome
 
 Kind = Literal["numeric", "string"]
@@ -69,6 +70,9 @@ class FitSpec:
             raise DataError(f"costs has {len(self.costs)} values for {len(self.arms)} arms; give one per arm")
         if self.members < 2:
             raise DataError(f"members == {self.members}, must be >= 2: each member leaves one fold out")
+        if not np.isfinite([*self.costs, *(o.weight for o in self.outcomes)]).all():
+            weights = [o.weight for o in self.outcomes]
+            raise DataError(f"weights == {weights}, costs == {list(self.costs)}, must be finite numbers")
         for outcome in self.outcomes:
             if outcome.kind not in ("binary", "continuous"):
                 raise DataError(f"outcome {outcome.name!r}: kind == {outcome.kind!r}, must be 'binary' or 'continuous'")
@@ -225,7 +229,8 @@ def _outcome(frame: pd.DataFrame, name: str, kind: str) -> np.ndarray:
     if not (pd.api.types.is_numeric_dtype(frame[name]) or pd.api.types.is_bool_dtype(frame[name])):
         raise DataError(f"outcome {name!r} has dtype {frame[name].dtype} (e.g. {frame[name].iloc[0]!r}), need numbers")
     values: np.ndarray = frame[name].to_numpy(dtype=np.float64, na_value=np.nan)
-    _reject(~np.isfinite(values), values, f"outcome {name!r}", "finite numbers; drop or measure those rows again")
+    expected = f"finite numbers up to {LARGEST_OUTCOME:g}; drop or measure those rows again"
+    _reject(~(np.abs(values) <= LARGEST_OUTCOME), values, f"outcome {name!r}", expected)
     if kind == "binary":
         _reject(~np.isin(values, (0, 1)), values, f"outcome {name!r}", "0 or 1 (kind = binary), or declare continuous")
     return values

@@ -104,13 +104,22 @@ def fit(
 
 
 def folds(frame: pd.DataFrame, spec: FitSpec) -> np.ndarray:
-    """Fold of each row: by hash of its unit, else dealt out evenly at random. Shape (n,), in 0..members-1."""
+    """Fold of each row: by hash of its unit, else dealt out evenly at random. Shape (n,), in 0..members-1.
+
+    Raises: DataError: the unit column is missing, or puts every row in one fold.
+    """
     if spec.unit is None:
         return np.random.default_rng(spec.seed).permutation(len(frame)) % spec.members
     if spec.unit not in frame:
         raise DataError(f"unit column {spec.unit!r} is missing; name the column that identifies a user, or none")
     users, row = np.unique(frame[spec.unit].astype(str).to_numpy(dtype=object), return_inverse=True)
-    return np.asarray((hash_unit(FOLD_SALT, users) * spec.members).astype(np.int64)[row])
+    fold = np.asarray((hash_unit(FOLD_SALT, users) * spec.members).astype(np.int64)[row])
+    if len(frame) and (fold == fold[0]).all():
+        raise DataError(
+            f"unit column {spec.unit!r} has {len(users)} distinct values (first: {users[0]!r}), all in one fold of "
+            f"{spec.members}: some rows must be left out and some be learned from; name a column that tells users apart"
+        )
+    return fold
 
 
 def standardise(outcome: np.ndarray, kinds: Sequence[str]) -> tuple[np.ndarray, enc.Tensors]:

@@ -105,3 +105,14 @@ def test_linear_share_finds_the_better_part(truth):
 def test_linear_share_of_equal_parts_is_half():
     flat = np.zeros((N, 2))
     assert linear_share(HOURS, ARM % 2, np.full(N, 0.5), flat, flat) == 0.5
+
+
+def test_linear_members_do_not_see_their_fold_in_an_arm_too_small_to_learn():
+    arm = np.where(ARM == 2, 1, ARM)
+    arm[:22] = 2  # enough rows to learn from, but not without a fold
+    fold = np.arange(N) % 3
+    changed = np.where((fold == 0) & (arm == 2), HOURS + 50, HOURS)
+    hours = FitSpec({"x": "numeric"}, SPEC.arms, (Outcome("hours", "continuous", 1.0),), members=3)
+    one, two = (linear_members(X, arm, np.column_stack([y]), fold, hours) for y in (HOURS, changed))
+    assert one[0][:, 2] == pytest.approx(two[0][:, 2], abs=1e-12)
+    assert np.abs(one[1] - two[1]).max() > 1

@@ -222,6 +222,8 @@ BAD = {
     "one arm": ({}, lambda f: f.assign(arm=1), "every arm needs rows, found none: 0, banner: 3000, popup: 0"),
     "NaN outcome": ({}, lambda f: f.assign(visit=np.nan), "outcome 'visit': 3000 of 3000 rows are wrong .*nan"),
     "infinite outcome": ({}, lambda f: f.assign(spend=np.inf), "outcome 'spend': .*row 0, inf.* finite numbers"),
+    "overflowing outcome": ({}, lambda f: f.assign(spend=1e80), "outcome 'spend': 3000 .*finite numbers up to 1e.50"),
+    "one unit": ({}, lambda f: f.assign(user="u"), "unit column 'user' has 1 distinct values .first: 'u'., all in one"),
     "not binary": ({}, lambda f: f.assign(visit=2.0), "outcome 'visit': .*expected 0 or 1"),
     "text outcome": ({}, lambda f: f.assign(visit="yes"), "outcome 'visit' has dtype object .*'yes'.*need numbers"),
     "missing outcome": ({}, lambda f: f.drop(columns="spend"), "outcome column 'spend' is missing"),
@@ -246,6 +248,8 @@ def test_fit_bad_input_says_what_is_wrong(case):
         ({"arms": ("none",)}, "must name control and at least one message"),
         ({"outcomes": ()}, "outcomes is empty"),
         ({"costs": (0.0,)}, "costs has 1 values for 3 arms"),
+        ({"costs": (0.0, np.nan, 0.0)}, r"costs == \[0.0, nan, 0.0\], must be finite"),
+        ({"outcomes": (Outcome("v", "binary", np.inf),)}, r"weights == \[inf\].* must be finite"),
         ({"members": 1}, "members == 1, must be >= 2"),
         ({"outcomes": (Outcome("v", "count", 1.0),)}, "kind == 'count', must be 'binary' or 'continuous'"),
     ],
@@ -282,6 +286,22 @@ def test_interval_holds_the_prediction_and_widens_with_confidence(fitted):
     assert (lower + upper)[..., :2] / 2 == pytest.approx(uplift)
     assert (lower + upper)[..., 2] / 2 == pytest.approx(uplift @ [1.0, 0.1])
     assert (wider < lower).all()
+
+
+def test_interval_of_a_model_saved_before_intervals_says_so(fitted):
+    tensors = {name: value for name, value in fitted.model.tensors.items() if name != "interval.covariance"}
+    columns = columns_of(make_frame(5), FEATURES)
+    with pytest.raises(ModelError, match=r"no tensor 'interval.covariance'.*train again"):
+        NumpyModel(fitted.spec, tensors).interval(columns)
+
+
+@pytest.mark.parametrize("rules", [0, 10])
+@pytest.mark.parametrize("features", [{"plan": "string"}, {"same": "numeric", "gone": "numeric"}])
+def test_fit_without_any_rule_works(features, rules):
+    """One string, or columns without steps: no rule can be made of them."""
+    fitted = fit(make_frame(600), make_spec(features=features, rules=rules))
+    assert np.isfinite(fitted.predict(make_frame(20, seed=3))).all()
+    assert np.isfinite(fitted.out_of_fold).all()
 
 
 def test_fit_caps_a_handful_of_extreme_outcomes():
