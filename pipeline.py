@@ -525,9 +525,14 @@ def plan_experiment(
     """
     import pandas as pd
 
-    from monitoring.experiment_design import candidates, expected_effects, offline_forecasts
-    from monitoring.experiment_file import Variant
-    from monitoring.experiment_run import plan_live, planning_frame
+    from monitoring.experiment.design import (
+        candidates,
+        expected_effects,
+        offline_forecasts,
+        plan_live,
+        planning_frame,
+    )
+    from monitoring.experiment.file import Variant
 
     campaign, tag = load_campaign(), _champion()
     frame = pd.read_parquet(data_dir() / "reports" / tag.replace(":", "-") / "frame.parquet")
@@ -592,7 +597,7 @@ def change_experiment(
     as_json: JsonOption = False,
 ) -> None:
     """Ramp up, stop, go back or end; the service follows within a second. Without an option: how it stands."""
-    from monitoring.experiment_file import change_state, read_experiment_file
+    from monitoring.experiment.file import change_state, read_experiment_file
 
     folder = data_dir() / "experiments"
     experiment = read_experiment_file(folder / f"{name}.json")
@@ -616,8 +621,8 @@ def read_experiment(
     from models.table_file import read_table
     from monitoring import ExperimentPlan
     from monitoring import read_experiment as read
-    from monitoring.experiment_report import markdown
-    from monitoring.experiment_run import read_live
+    from monitoring.experiment.live import read_live
+    from monitoring.experiment.report import markdown
 
     if frame is not None and plan is not None and name is None:
         asked = ExperimentPlan.from_toml(plan)

@@ -21,11 +21,12 @@ import pandas as pd
 from feature_repo.atomic import write_text
 from models import Outcome, evaluate
 from models.policy import Threshold
-from monitoring.experiment_forecast import forecast_against_outcome, forecasts_of
-from monitoring.experiment_plan import ExperimentPlan, Metric
-from monitoring.experiment_power import plan_experiment
-from monitoring.experiment_read import Readout, read_experiment
-from monitoring.experiment_stats import sample_ratio_p
+from monitoring.experiment.design import forecasts_of
+from monitoring.experiment.forecast import forecast_against_outcome
+from monitoring.experiment.plan import ExperimentPlan, Metric
+from monitoring.experiment.power import plan_experiment
+from monitoring.experiment.read import Readout, read_experiment
+from monitoring.experiment.stats import sample_ratio_p
 
 SEGMENTS = np.array(["free", "premium", "trial"])
 SEGMENT_SHARES = (0.6, 0.3, 0.1)

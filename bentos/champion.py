@@ -105,7 +105,7 @@ class Champion:
         """Experiments of this campaign that have not ended (CampaignError: one cannot be run with this model)."""
         if not _folder_stamp(experiments_dir()):
             return NO_EXPERIMENTS
-        from monitoring.experiment_file import read_experiments
+        from monitoring.experiment.file import read_experiments
 
         found = [e for e in read_experiments(experiments_dir()) if e.state != "ended"]
         other = [e.name for e in found if e.campaign_hash != self.campaign.hash]

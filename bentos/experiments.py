@@ -1,6 +1,6 @@
 """The live experiment layer: users outside holdout and exploration whose slot an experiment owns get its variant's arm.
 
-Variants and their arms come from `monitoring.experiment_assign`, the same functions that read the experiment later.
+Variants and their arms come from `monitoring.experiment.assign`, the same functions that read the experiment later.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bentos.engine import CODE, OK, Bundle, Decisions, Rows
 from campaign import Assignment
 
 if TYPE_CHECKING:
-    from monitoring.experiment_file import Experiment
+    from monitoring.experiment.file import Experiment
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def with_experiments(
     trigger of the analysis, and what a propensity given the variant is computed from (models.propensities).
     """
     # monitoring is imported when an experiment runs, not by every server
-    from monitoring.experiment_assign import OUTSIDE, arms_of, experiment_propensities, experiment_variant
+    from monitoring.experiment.assign import OUTSIDE, arms_of, experiment_propensities, experiment_variant
 
     running = [(number, e) for number, e in enumerate(live.experiments) if e.is_on(now)]
     if not running:

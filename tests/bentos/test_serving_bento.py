@@ -65,7 +65,7 @@ def test_bento_includes_all_that_the_service_imports(alone, tmp_path):
     script = (
         "import sys; sys.path.insert(0, '.')\n"
         "import bentos.service, bentos.ops, bentos.stores, feature_repo.offline, models.explain\n"
-        "import monitoring.experiment_assign, monitoring.experiment_file\n"
+        "import monitoring.experiment.assign, monitoring.experiment.file\n"
         "print(*{m.__file__ for n, m in list(sys.modules.items()) if n.split('.')[0] in "
         "('bentos', 'models', 'monitoring', 'feature_repo', 'campaign')}, sep='\\n')"
     )

@@ -8,8 +8,8 @@ from bentos import assignment as assign
 from bentos.engine import CODE, OK, REASONS, decide
 from bentos.experiments import Live, with_experiments
 from bentos.raw_log import context_of
-from monitoring.experiment_file import Variant, new_experiment
-from monitoring.experiment_plan import plan_of_campaign
+from monitoring.experiment.file import Variant, new_experiment
+from monitoring.experiment.plan import plan_of_campaign
 
 START = datetime(2026, 3, 2, tzinfo=UTC)
 USERS = [f"u{i}" for i in range(30_000)]

@@ -21,10 +21,10 @@ from bentos import serve
 from bentos.decision_log import compact
 from campaign import DataError, load_campaign
 from feature_repo.contracts import DECISIONS, check_file
-from monitoring.experiment_assign import experiment_variant
-from monitoring.experiment_file import Variant, new_experiment, write_experiment
-from monitoring.experiment_plan import plan_of_campaign
-from monitoring.experiment_run import read_live
+from monitoring.experiment.assign import experiment_variant
+from monitoring.experiment.file import Variant, new_experiment, write_experiment
+from monitoring.experiment.live import read_live
+from monitoring.experiment.plan import plan_of_campaign
 from simulator.world import World
 
 USERS, BEFORE, AFTER = 4000, 28, 33  # days before and after the one on which everybody is decided about

@@ -13,7 +13,7 @@ from pages import blocks, copy_checkout, pages, run_page, words
 
 import pipeline
 from campaign import ROOT, Campaign
-from monitoring.experiment_plan import ExperimentPlan
+from monitoring.experiment.plan import ExperimentPlan
 
 COMMAND = typer.main.get_command(pipeline.app)
 HOW_TO = sorted((ROOT / "docs" / "how-to").glob("*.md"))

@@ -12,8 +12,8 @@ import pipeline
 from campaign import CampaignError, load_campaign
 from models.predictions import prediction_columns
 from models.registry import pointer_path
-from monitoring.experiment_design import candidates, expected_effects, offline_forecasts, threshold_ladder
-from monitoring.experiment_file import Forecast, Variant, read_experiment_file
+from monitoring.experiment.design import candidates, expected_effects, offline_forecasts, threshold_ladder
+from monitoring.experiment.file import Forecast, Variant, read_experiment_file
 
 CAMPAIGN = load_campaign(Path(__file__).parents[2] / "campaign.toml")
 CONTROL = Variant(name="send_none", policy="send_none", share=0.5)

@@ -10,8 +10,8 @@ from scipy import stats
 
 from campaign import CampaignError, load_campaign
 from models.splits import hash_unit
-from monitoring.experiment_assign import arms_of, experiment_propensities, experiment_variant
-from monitoring.experiment_file import (
+from monitoring.experiment.assign import arms_of, experiment_propensities, experiment_variant
+from monitoring.experiment.file import (
     Experiment,
     Forecast,
     Variant,
@@ -21,7 +21,7 @@ from monitoring.experiment_file import (
     read_experiments,
     write_experiment,
 )
-from monitoring.experiment_plan import plan_of_campaign
+from monitoring.experiment.plan import plan_of_campaign
 
 CAMPAIGN = load_campaign(Path(__file__).parents[2] / "campaign.toml")
 START = datetime(2026, 3, 2, tzinfo=UTC)

@@ -5,16 +5,16 @@ import pandas as pd
 import pytest
 
 from campaign import DataError
-from monitoring.experiment_file import Forecast
-from monitoring.experiment_forecast import (
+from monitoring.experiment.design import forecasts_of
+from monitoring.experiment.file import Forecast
+from monitoring.experiment.forecast import (
     calibration_notes,
     forecast_against_outcome,
     forecast_calibration,
-    forecasts_of,
     keep_forecasts,
     read_forecasts,
 )
-from monitoring.experiment_plan import ExperimentPlan, Metric
+from monitoring.experiment.plan import ExperimentPlan, Metric
 
 PLAN = ExperimentPlan(
     looks=5,

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from campaign import CampaignError, DataError, load_campaign
-from monitoring.experiment_assign import experiment_variant
-from monitoring.experiment_file import (
+from monitoring.experiment.assign import experiment_variant
+from monitoring.experiment.design import plan_live, planning_frame
+from monitoring.experiment.file import (
     Forecast,
     Variant,
     change_state,
@@ -19,11 +20,10 @@ from monitoring.experiment_file import (
     read_experiment_file,
     write_experiment,
 )
-from monitoring.experiment_forecast import read_forecasts
-from monitoring.experiment_live import live_frame, model_change_notes, read_experiment_log
-from monitoring.experiment_plan import plan_of_campaign
-from monitoring.experiment_read import read_experiment
-from monitoring.experiment_run import plan_live, planning_frame, read_live
+from monitoring.experiment.forecast import read_forecasts
+from monitoring.experiment.live import live_frame, model_change_notes, read_experiment_log, read_live
+from monitoring.experiment.plan import plan_of_campaign
+from monitoring.experiment.read import read_experiment
 
 CAMPAIGN = load_campaign(Path(__file__).parents[2] / "campaign.toml")
 START = datetime(2026, 3, 2, tzinfo=UTC)

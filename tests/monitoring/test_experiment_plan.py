@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from campaign import CampaignError, load_campaign
-from monitoring.experiment_plan import ExperimentPlan, plan_of_campaign
+from monitoring.experiment.plan import ExperimentPlan, plan_of_campaign
 
 GOOD = """
 unit = "user_id"

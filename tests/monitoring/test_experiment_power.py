@@ -9,8 +9,8 @@ from scipy import stats
 from statsmodels.stats.power import NormalIndPower, tt_ind_solve_power
 
 from campaign import CampaignError, DataError
-from monitoring.experiment_plan import ExperimentPlan, Metric
-from monitoring.experiment_power import plan_experiment
+from monitoring.experiment.plan import ExperimentPlan, Metric
+from monitoring.experiment.power import plan_experiment
 
 HOURS = Metric(name="hours", kind="continuous", role="success")
 RETENTION = Metric(name="retention", kind="binary", role="guardrail", margin=0.03, segment_margin=0.08)

@@ -9,9 +9,9 @@ from statsmodels.stats.proportion import confint_proportions_2indep
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from campaign import DataError
-from monitoring.experiment_effects import current_look
-from monitoring.experiment_plan import ExperimentPlan, Metric
-from monitoring.experiment_read import read_experiment
+from monitoring.experiment.decide import current_look
+from monitoring.experiment.plan import ExperimentPlan, Metric
+from monitoring.experiment.read import read_experiment
 
 SUBSCRIPTION = Metric(name="subscription", kind="binary", role="success")
 LISTENING = Metric(name="listening", kind="continuous", role="success", covariate="listening_before")

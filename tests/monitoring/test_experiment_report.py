@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monitoring.experiment_effects import amount, amount_with_interval
-from monitoring.experiment_file import Forecast
-from monitoring.experiment_forecast import forecast_against_outcome
-from monitoring.experiment_plan import ExperimentPlan, Metric
-from monitoring.experiment_read import read_experiment
-from monitoring.experiment_report import html_page, markdown
+from monitoring.experiment.decide import amount, amount_with_interval
+from monitoring.experiment.file import Forecast
+from monitoring.experiment.forecast import forecast_against_outcome
+from monitoring.experiment.plan import ExperimentPlan, Metric
+from monitoring.experiment.read import read_experiment
+from monitoring.experiment.report import html_page, markdown
 
 PLAN = ExperimentPlan(
     segments=("plan",),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from monitoring.experiment_plan import ExperimentPlan
+from monitoring.experiment.plan import ExperimentPlan
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "experiment.py"
 

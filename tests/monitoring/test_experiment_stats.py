@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
-from monitoring.experiment_stats import (
+from monitoring.experiment.stats import (
     Diluted,
     Newcombe,
     Welch,

@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monitoring.experiment_plan import ExperimentPlan, Metric
-from monitoring.experiment_power import plan_experiment
-from monitoring.experiment_read import read_experiment
+from monitoring.experiment.plan import ExperimentPlan, Metric
+from monitoring.experiment.power import plan_experiment
+from monitoring.experiment.read import read_experiment
 
 tt = pytest.importorskip("tea_tasting", reason="tea-tasting is an anchor only: pip install tea-tasting==1.14.0")
 

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from models.page import stylesheet, table_html
-from monitoring.experiment_effects import amount, amount_with_interval
-from monitoring.experiment_read import Readout
+from monitoring.experiment.decide import amount, amount_with_interval
+from monitoring.experiment.read import Readout
 
 WORDS = {"ship": "Ship", "hold": "Hold", "rollback": "Roll back"}
 STATUS = {

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from campaign import Campaign, CampaignError, validated
 from feature_repo.atomic import write_json
-from monitoring.experiment_plan import ExperimentPlan
+from monitoring.experiment.plan import ExperimentPlan
 
 State = Literal["running", "stopped", "ended"]
 

@@ -8,48 +8,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy.special import chdtrc
 
-from campaign import DataError
 from feature_repo.atomic import write_json
-from monitoring.experiment_effects import Look, Row, amount, effect_rows
-from monitoring.experiment_file import Forecast
-from monitoring.experiment_plan import ExperimentPlan
-from monitoring.experiment_stats import wilson
-from monitoring.experiment_table import checked_table
+from monitoring.experiment.decide import Look, Row, amount
+from monitoring.experiment.file import Forecast
+from monitoring.experiment.plan import ExperimentPlan
+from monitoring.experiment.read import effect_rows
+from monitoring.experiment.stats import wilson
+from monitoring.experiment.table import checked_table
 
 Z95 = 1.959963984540054
-
-
-def forecasts_of(
-    evaluation: pd.DataFrame, policy: str, baseline: str, variant: str, *, estimator: str = "dr", model_tag: str = ""
-) -> tuple[Forecast, ...]:
-    """The forecast of one candidate from the table of `models.evaluate`: everybody's difference to the baseline.
-
-    Args:
-        evaluation: from `models.evaluate` at alpha = 0.05.
-        policy: name of the candidate there.
-        baseline: name of the control policy there.
-        variant: name of the candidate in the experiment.
-        estimator: whose rows to take.
-        model_tag: kept beside the forecast.
-
-    Raises: DataError: the table has no such rows.
-    """
-    wanted = {"policy": policy, "baseline": baseline, "estimator": estimator, "segment": ""}
-    rows = evaluation[np.logical_and.reduce([evaluation[key] == value for key, value in wanted.items()])]
-    rows = rows[rows["outcome"] != "weighted"]
-    if rows.empty:
-        raise DataError(f"evaluation: no rows with {wanted}; it has policies {sorted(evaluation['policy'].unique())}")
-    keys = ["value", "ci_lower", "ci_upper"]
-    return tuple(
-        Forecast(variant=variant, metric=str(outcome), value=value, ci_lower=low, ci_upper=high, model_tag=model_tag)
-        for outcome, (value, low, high) in zip(
-            rows["outcome"], rows[keys].astype(float).to_numpy().tolist(), strict=True
-        )
-    )
 
 
 def forecast_against_outcome(forecasts: Sequence[Forecast], frame: pd.DataFrame, plan: ExperimentPlan) -> pd.DataFrame:

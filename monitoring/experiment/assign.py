@@ -11,7 +11,7 @@ import numpy as np
 
 from campaign import CampaignError
 from models.splits import hash_unit
-from monitoring.experiment_file import Experiment, Variant
+from monitoring.experiment.file import Experiment, Variant
 
 OUTSIDE = -1
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from monitoring.experiment_plan import ExperimentPlan
-from monitoring.experiment_stats import Welch, homogeneity, sample_ratio_p, two_sided_p
-from monitoring.experiment_table import ExperimentTable, Grouping
+from monitoring.experiment.plan import ExperimentPlan
+from monitoring.experiment.stats import Welch, homogeneity, sample_ratio_p, two_sided_p
+from monitoring.experiment.table import ExperimentTable, Grouping
 
 MAX_CROSSED = 0.01  # share of users that may have got another variant than assigned
 

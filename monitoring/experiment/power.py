@@ -17,9 +17,9 @@ import pandas as pd
 from scipy.special import ndtr
 
 from campaign import CampaignError
-from monitoring.experiment_plan import ExperimentPlan, Metric
-from monitoring.experiment_stats import critical_z, cuped, obrien_fleming
-from monitoring.experiment_table import covariate_values, need_column, outcome_values, segment_groups
+from monitoring.experiment.plan import ExperimentPlan, Metric
+from monitoring.experiment.stats import critical_z, cuped, obrien_fleming
+from monitoring.experiment.table import covariate_values, need_column, outcome_values, segment_groups
 
 DRAWS = 20_000  # of the tests' joint distribution: the planned probability has a Monte-Carlo SE <= .004
 MAX_USERS = 10**9

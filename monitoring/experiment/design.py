@@ -1,4 +1,4 @@
-"""What to test, and what offline evaluation expects of it: variants beside the champion, and their forecasts.
+"""Plan a live experiment: its candidates, what offline evaluation expects of them, its size, and the file that assigns.
 
 Thresholds are proposed from `select` users and forecasts come from `evaluate` users, both strangers to the network, so
 a forecast is not flattered by the choice.
@@ -7,6 +7,8 @@ a forecast is not flattered by the choice.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,9 +19,79 @@ from models.curves import gain_curve
 from models.evaluation import evaluate
 from models.predictions import mu_hat_of
 from models.report import score_effect
-from monitoring.experiment_assign import arms_of
-from monitoring.experiment_file import Forecast, Variant
-from monitoring.experiment_forecast import forecasts_of
+from monitoring.experiment.assign import arms_of
+from monitoring.experiment.file import Experiment, Forecast, Variant, new_experiment, write_experiment
+from monitoring.experiment.live import outcome_frame
+from monitoring.experiment.plan import plan_of_campaign
+from monitoring.experiment.power import PlannedExperiment, plan_experiment
+
+
+def plan_live(
+    campaign: Campaign,
+    folder: Path,
+    name: str,
+    variants: Sequence[Variant],
+    history: pd.DataFrame,
+    effects: Mapping[str, float],
+    *,
+    share: float,
+    starts_at: datetime,
+    looks: int = 1,
+    power: float = 0.8,
+    ramp: float = 1.0,
+    forecast: Sequence[Forecast] = (),
+) -> tuple[Experiment, PlannedExperiment]:
+    """Plan an experiment from the users' own past and write its file, which the service picks up.
+
+    Args:
+        campaign: metrics, margins, segments, alpha and windows.
+        folder: `experiments` under the data folder.
+        name: of the experiment.
+        variants: control (the baseline policy) first.
+        history: from `planning_frame`, one row per user of the platform.
+        effects: metric -> expected absolute effect of a candidate.
+        share: of users outside holdout and exploration, all variants together.
+        starts_at: first day.
+        looks: planned readings.
+        power: wanted probability that such a candidate ships.
+        ramp: part of the share that is enrolled at the start.
+        forecast: what offline evaluation predicts, to be compared with the outcome.
+
+    Raises: CampaignError: no sample size reaches the power, there are not enough users, or no slots are free.
+    """
+    names = [v.name for v in variants]
+    shares = [v.share for v in variants]
+    plan = plan_of_campaign(campaign, names[0], names[1:], shares=shares, looks=looks, exposure="received")
+    free = 1 - campaign.assignment.holdout_share - campaign.assignment.exploration_share
+    available = int(len(history) * free * share)
+    planned = plan_experiment(
+        history,
+        plan,
+        effects,
+        power=power,
+        users_per_day=available / campaign.assignment.window_days,  # a user decides once per window
+        matures_after_days=campaign.matures_after_days,
+        available_users=available,
+    )
+    experiment = new_experiment(
+        folder, campaign, name, variants, planned.plan, share=share, starts_at=starts_at, ramp=ramp, forecast=forecast
+    )
+    write_experiment(folder, experiment)
+    return experiment, planned
+
+
+def planning_frame(trained: pd.DataFrame, campaign: Campaign, logs_dir: Path, as_of: datetime) -> pd.DataFrame:
+    """The users' own past, to plan from: each user's last matured decision with outcomes and pre-period values.
+
+    Args:
+        trained: from models.frame.training_frame: user_id, decided_at and the segment columns are used.
+        campaign: outcomes and segments.
+        logs_dir: raw logs.
+        as_of: as for `training_frame`.
+    """
+    last = trained.sort_values("decided_at").drop_duplicates("user_id", keep="last").reset_index(drop=True)
+    known = last[["user_id", *campaign.segments.columns]]
+    return pd.concat([known, outcome_frame(last, campaign, logs_dir, as_of)], axis=1)
 
 
 def candidates(
@@ -143,6 +215,35 @@ def offline_forecasts(
         for v in variants[1:]
     ]
     return tuple(forecast for candidate in told for forecast in candidate)
+
+
+def forecasts_of(
+    evaluation: pd.DataFrame, policy: str, baseline: str, variant: str, *, estimator: str = "dr", model_tag: str = ""
+) -> tuple[Forecast, ...]:
+    """The forecast of one candidate from the table of `models.evaluate`: everybody's difference to the baseline.
+
+    Args:
+        evaluation: from `models.evaluate` at alpha = 0.05.
+        policy: name of the candidate there.
+        baseline: name of the control policy there.
+        variant: name of the candidate in the experiment.
+        estimator: whose rows to take.
+        model_tag: kept beside the forecast.
+
+    Raises: DataError: the table has no such rows.
+    """
+    wanted = {"policy": policy, "baseline": baseline, "estimator": estimator, "segment": ""}
+    rows = evaluation[np.logical_and.reduce([evaluation[key] == value for key, value in wanted.items()])]
+    rows = rows[rows["outcome"] != "weighted"]
+    if rows.empty:
+        raise DataError(f"evaluation: no rows with {wanted}; it has policies {sorted(evaluation['policy'].unique())}")
+    keys = ["value", "ci_lower", "ci_upper"]
+    return tuple(
+        Forecast(variant=variant, metric=str(outcome), value=value, ci_lower=low, ci_upper=high, model_tag=model_tag)
+        for outcome, (value, low, high) in zip(
+            rows["outcome"], rows[keys].astype(float).to_numpy().tolist(), strict=True
+        )
+    )
 
 
 def expected_effects(campaign: Campaign, forecasts: Sequence[Forecast]) -> dict[str, float]:

@@ -1,90 +1,88 @@
-"""The table of effects: every candidate, metric and segment with the one interval that its decision is read from.
+"""Read an experiment from a plain table: quality checks, the table of effects, and the decision with its reasons.
 
-Success metrics have a two-sided interval at alpha, guardrails the interval whose bad end is the one-sided bound at
-alpha. With several looks both are repeated intervals: they hold at all planned looks together.
+Every row has the one interval that its decision is read from: success metrics two-sided at alpha, guardrails the
+interval whose bad end is the one-sided bound at alpha. With several looks both hold at all planned looks together.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.special import ndtr
 
-from monitoring.experiment_plan import ExperimentPlan, Metric
-from monitoring.experiment_stats import (
-    Diluted,
-    Effect,
-    Newcombe,
-    Welch,
-    alarm_z,
-    critical_z,
-    cuped,
-    holm,
-    obrien_fleming,
-    two_sided_p,
-)
-from monitoring.experiment_table import ExperimentTable
+from monitoring.experiment.checks import quality_checks
+from monitoring.experiment.decide import Decision, Look, Row, current_look, decide, with_alarms, with_success
+from monitoring.experiment.plan import ExperimentPlan, Metric
+from monitoring.experiment.stats import Diluted, Effect, Newcombe, Welch, cuped, two_sided_p
+from monitoring.experiment.table import ExperimentTable, checked_table
 
 MIN_COUNT = 10  # users per variant, or events, below which a row is insufficient
-SAME_LOOK = 0.01  # readings closer than this share of the planned users are one look
-DEFAULT_USERS = 10_000  # where the alarm is tightest when the plan does not say how many users are planned
 
 
 @dataclass(frozen=True)
-class Look:
-    """Where in the plan this reading stands.
+class Readout:
+    """What an experiment says.
 
-    `fractions`: information of the readings so far, this one last; empty when the plan has one look, or does not say
-    how many users are planned: then each of its `looks` gets alpha / looks, which holds at any spacing.
+    `reasons` are sentences; `table` is described at effect_rows, `checks` at
+    checks.quality_checks; `variant` is the candidate to ship, "" when none.
     """
 
-    looks: int
-    users: int
-    planned_users: int | None
-    fractions: tuple[float, ...]
+    decision: Decision
+    reasons: list[str]
+    table: pd.DataFrame
+    checks: pd.DataFrame
+    variant: str
+    look: Look
+    plan: ExperimentPlan
+    notes: list[str] = field(default_factory=list)
 
-    @property
-    def number(self) -> int:
-        """Number of this reading, from 1; 0 when the table cannot tell."""
-        return len(self.fractions)
+    def to_dict(self) -> dict[str, Any]:
+        """Values for JSON: NaN becomes null."""
+        return {
+            "schema": 1,
+            "decision": self.decision,
+            "variant": self.variant,
+            "reasons": self.reasons,
+            "notes": self.notes,
+            "users": self.look.users,
+            "planned_users": self.look.planned_users,
+            "look": self.look.number,
+            "looks": self.look.looks,
+            "fraction": self.look.fractions[-1] if self.look.fractions else None,
+            "checks": _records(self.checks),
+            "table": _records(self.table),
+            "plan": self.plan.model_dump(mode="json"),
+        }
 
-    def critical(self, tail: float) -> float:
-        """Bound of z at this look for an error of `tail` (one-sided) over all looks."""
-        return obrien_fleming(tail, self.fractions)[-1] if self.fractions else critical_z(tail / self.looks)
 
-    def alarm(self, tail: float) -> float:
-        """Bound of z that holds at every reading, planned or not."""
-        return alarm_z(tail, self.users, self.planned_users or DEFAULT_USERS)
+def _records(frame: pd.DataFrame) -> list[dict[Hashable, Any]]:
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
 
 
-def current_look(plan: ExperimentPlan, users: int, previous: Sequence[float] | None = None) -> Look:
-    """The look that a table of this many users is.
+def read_experiment(frame: pd.DataFrame, plan: ExperimentPlan, *, previous: Sequence[float] | None = None) -> Readout:
+    """Read an experiment from a table with one row per user.
 
     Args:
-        plan: looks and planned users.
-        users: users in the table.
-        previous: information fractions at which the experiment was read before; default: the planned looks before
-            the one nearest to this table's size.
+        frame: unit, variant, metric, covariate and segment columns as the plan names them; users whose outcome
+            windows have closed, chosen by time of entry.
+        plan: the plan made before the experiment.
+        previous: shares of planned_users at which it was read before; default: the planned looks before this one.
+
+    Returns: the read-out; `.decision` is "ship", "hold" or "rollback".
+    Raises: DataError: the table breaks the plan (see table.checked_table).
     """
-    planned = plan.last_users
-    if planned is None:
-        return Look(len(plan.fractions), users, None, ())
-    fraction = round(min(1.0, users / planned), 4)
-    if previous is None:
-        nearest = int(np.argmin([abs(f - fraction) for f in plan.fractions]))
-        previous = plan.fractions[:nearest]
-    earlier: list[float] = []
-    for f in sorted(round(f, 4) for f in previous):
-        if f <= fraction - SAME_LOOK and f - (earlier[-1] if earlier else 0.0) >= SAME_LOOK:
-            earlier.append(f)
-    return Look(len(plan.fractions), users, planned, (*earlier, max(fraction, 1e-4)))
-
-
-Row = dict[str, Any]
+    table = checked_table(frame, plan)
+    look = current_look(plan, table.n, previous)
+    checks = quality_checks(table, plan)
+    rows = effect_rows(table, plan, look)
+    failed = [_failure(check) for check in checks.to_dict("records") if not check["passed"]]
+    decision, variant, reasons = decide(rows, failed, plan)
+    notes = [*_next_step(decision, look), *_notes(frame, plan, look, table.trigger)]
+    return Readout(decision, reasons, pd.DataFrame(rows), checks, variant, look, plan, notes)
 
 
 def effect_rows(table: ExperimentTable, plan: ExperimentPlan, look: Look) -> list[Row]:
@@ -102,7 +100,7 @@ def effect_rows(table: ExperimentTable, plan: ExperimentPlan, look: Look) -> lis
         for arm in range(1, len(plan.variants))
         for metric in plan.metric
     ]
-    return _with_alarms(_with_success(rows, plan, look), plan, look)
+    return with_alarms(with_success(rows, plan, look), plan, look)
 
 
 def _row(
@@ -208,51 +206,42 @@ def _status(
     return "non_inferior" if bad_end > -margin else "not_shown"
 
 
-def _with_success(rows: list[Row], plan: ExperimentPlan, look: Look) -> list[Row]:
-    """Status by Holm over the success metrics of all candidates, everybody only; segments are told, not tested."""
-    family = [row for row in rows if row["role"] == "success" and row["segment"] == ""]
-    critical = {m: look.critical(plan.alpha / (2 * m)) for m in range(1, len(family) + 1)}
-    z = np.array([0.0 if row["status"] == "insufficient" else row["z"] for row in family])
-    for row, rejected in zip(family, holm(z, critical), strict=True):
-        if rejected:
-            row["status"] = "improved" if _improvement(row) > 0 else "worse"
-    return rows
+def _failure(check: Mapping[Hashable, Any]) -> str:
+    where = f" in {check['scope']}" if check["scope"] else ""
+    words = {
+        "sample_ratio": "sample ratio mismatch (SRM)",
+        "delivery": "delivery check failed",
+        "exposure": "exposure differs between variants",
+        "trigger": "the trigger depends on the variant",
+        "covariate": "variants differ before the experiment",
+    }
+    return f"{words[check['check']]}{where}: {check['detail']}; find the cause before believing any effect"
 
 
-def _with_alarms(rows: list[Row], plan: ExperimentPlan, look: Look) -> list[Row]:
-    """Deterioration at any reading: half of alpha for everybody's metrics, half for the guardrails in segments.
-
-    A guardrail already shown to be within its margin raises no alarm: that much loss is tolerated.
-    """
-    overall = [row for row in rows if row["segment"] == ""]
-    in_segments = [row for row in rows if row["segment"] != "" and row["role"] == "guardrail"]
-    groups = [group for group in (overall, in_segments) if group]
-    bound = {id(row): look.alarm(plan.alpha / len(groups) / len(group)) for group in groups for row in group}
-    for row in rows:
-        settled = row["status"] in ("insufficient", "non_inferior")
-        row["alarm"] = not settled and id(row) in bound and _improvement(row) < -bound[id(row)]
-    return rows
+def _next_step(decision: Decision, look: Look) -> list[str]:
+    if look.planned_users is None:
+        return []
+    if look.fractions[-1] >= 1:
+        return ["all planned users are in: keep control; running on is a new experiment"] if decision == "hold" else []
+    keep = "; keep it running" if decision == "hold" else ""
+    return [f"{look.users} of {look.planned_users} planned users, reading {look.number}: bounds are of this look{keep}"]
 
 
-def _improvement(row: Row) -> float:
-    """Z statistic towards the good side."""
-    return float(row["z"] if row["direction"] == "higher" else -row["z"])
-
-
-def amount(kind: str, value: float, *, signed: bool = True) -> str:
-    """A value in the metric's unit for people: percentage points for a binary metric."""
-    sign = "+" if signed else ""
-    if math.isnan(value):
-        return "unknown"
-    if kind == "binary":
-        return f"{100 * value:{sign}.2f} pp"
-    return f"{value:{sign}.3g}" if abs(value) < 1000 else f"{value:{sign},.0f}"
-
-
-def amount_with_interval(kind: str, value: float, low: float, high: float) -> str:
-    """An effect and its interval for people, in the metric's unit: "+0.63 [-0.11, +1.37] pp"."""
-    if math.isnan(low):
-        return amount(kind, value)
-    unit = " pp" if kind == "binary" else ""
-    told = [amount(kind, v).removesuffix(" pp") for v in (value, low, high)]
-    return f"{told[0]} [{told[1]}, {told[2]}]{unit}"
+def _notes(frame: pd.DataFrame, plan: ExperimentPlan, look: Look, trigger: Any) -> list[str]:
+    notes = []
+    if look.planned_users is None and look.looks > 1:
+        notes.append(
+            f"planned_users is not in the plan: each of {look.looks} looks is read at alpha / {look.looks}, which is "
+            "valid at any spacing and wider than the O'Brien-Fleming bounds"
+        )
+    for metric in plan.metric:
+        if metric.covariate and (unknown := int(frame[metric.covariate].isna().sum())):
+            notes.append(
+                f"{metric.covariate}: {unknown} of {len(frame)} users had none; the mean of the others is used"
+            )
+    if trigger is not None:
+        notes.append(
+            f"triggered analysis: the variants decide differently for {trigger.mean():.1%} of users; effects are on "
+            f"all users, {1 / trigger.mean():.3g} times smaller than among those"
+        )
+    return notes

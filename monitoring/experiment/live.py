@@ -1,16 +1,22 @@
-"""From the decision log of a live experiment to the plain table that is read: one row per user, intention to treat.
+"""Read a live experiment: from the decision log and the raw logs to one row per user, its read-out and its record.
 
-A user counts from the first decision in the experiment, in the variant of the assignment, whatever was delivered. Every
-decision logs what each variant's policy decides (column `experiment`): so the trigger of the triggered analysis is
-computed identically in all variants.
+A user counts from the first decision in the experiment, in the variant of the assignment, whatever was delivered
+(intention to treat). Every decision logs what each variant's policy decides (column `experiment`): so the trigger of
+the triggered analysis is computed identically in all variants.
+
+    reports/experiments/NAME/readout.*       the last read-out: .json, .md, .html
+    reports/experiments/NAME/readings.json   every reading: when, users, share of the planned users, decision
+    reports/experiments/forecasts.json       forecast against outcome of every experiment that was read to its end
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,15 +24,46 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from campaign import Campaign, DataError
+from feature_repo.atomic import write_json, write_text
 from models.outcomes import matured, measure_outcomes
-from monitoring.experiment_assign import experiment_variant
-from monitoring.experiment_file import Experiment
-from monitoring.experiment_plan import BEFORE
+from monitoring.experiment.assign import experiment_variant
+from monitoring.experiment.file import Experiment, read_experiment_file
+from monitoring.experiment.forecast import calibration_notes, forecast_against_outcome, keep_forecasts, read_forecasts
+from monitoring.experiment.plan import BEFORE
+from monitoring.experiment.read import Readout, read_experiment
+from monitoring.experiment.report import html_page, markdown
 
 _TEXT = ("decision_id", "user_id", "layer", "model_tag", "segments", "experiment")
 SCHEMA = pa.schema(
     [*((name, pa.string()) for name in _TEXT), ("decided_at", pa.timestamp("us", tz="UTC")), ("arm", pa.int32())]
 )
+
+
+def read_live(campaign: Campaign, data: Path, name: str, as_of: datetime, *, triggered: bool = False) -> Readout:
+    """Read a live experiment from the decision log and the raw logs, and write the read-out and its record.
+
+    Args:
+        campaign: outcomes, arms and segments.
+        data: the data folder.
+        name: of the experiment.
+        as_of: events that arrived at this instant or later are not known yet.
+        triggered: use only users for whom the variants decide differently, instead of intention to treat.
+    """
+    experiment = read_experiment_file(data / "experiments" / f"{name}.json")
+    log = read_experiment_log(data / "decisions")
+    frame = live_frame(log, experiment, campaign, data / "logs", as_of)
+    plan = experiment.plan.model_copy(update={"trigger": "differs"}) if triggered else experiment.plan
+    reports = data / "reports" / "experiments"
+    readings = _readings(reports / name / "readings.json")
+    readout = read_experiment(frame, plan, previous=[r["fraction"] for r in readings])
+    compared = forecast_against_outcome(experiment.forecast, frame, plan) if experiment.forecast else None
+    if compared is not None and readout.look.users >= (plan.last_users or 0):
+        keep_forecasts(reports / "forecasts.json", name, compared)
+    calibration = calibration_notes(read_forecasts(reports / "forecasts.json"), plan)
+    readout = replace(readout, notes=[*readout.notes, *model_change_notes(frame), *calibration])
+    write_readout(reports / name, readout, name, compared)
+    _add_reading(reports / name / "readings.json", readings, readout, as_of)
+    return readout
 
 
 def read_experiment_log(decisions_dir: Path) -> pd.DataFrame:
@@ -154,3 +191,26 @@ def _received(arm: np.ndarray, arms: np.ndarray, variant: np.ndarray, names: np.
     received_names = names[received]
     received_names[~same.any(axis=1)] = None
     return np.asarray(received_names)
+
+
+def write_readout(folder: Path, readout: Readout, name: str, compared: pd.DataFrame | None = None) -> None:
+    """Write a read-out as readout.json, readout.md and readout.html."""
+    values = readout.to_dict()
+    if compared is not None:
+        values["forecast"] = compared.to_dict("records")
+    write_json(folder / "readout.json", values)
+    write_text(folder / "readout.md", markdown(readout, name, compared))
+    write_text(folder / "readout.html", html_page(readout, name, compared))
+
+
+def _readings(file: Path) -> list[dict[str, Any]]:
+    return list(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else []
+
+
+def _add_reading(file: Path, readings: list[dict[str, Any]], readout: Readout, as_of: datetime) -> None:
+    """Remember a reading of more users than the last one: every such look is paid for by the later ones."""
+    users = readout.look.users
+    if readout.look.fractions and (not readings or users > readings[-1]["users"]):
+        fraction = readout.look.fractions[-1]
+        reading = {"at": as_of.isoformat(), "users": users, "fraction": fraction, "decision": readout.decision}
+        write_json(file, [*readings, reading])

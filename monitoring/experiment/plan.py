@@ -97,7 +97,7 @@ class ExperimentPlan(_Frozen):
 
     `day` is a column with the day of entry, checked when the table has it. `exposure` is a column with the variant a
     user really got (null: never reached). `trigger` is a bool column, computed identically for every user whatever
-    the variant: only users for whom the variants decide differently carry information (see experiment_trigger).
+    the variant: only users for whom the variants decide differently carry information (see read.Diluted).
     """
 
     unit: Column = "user_id"
@@ -214,7 +214,7 @@ class ExperimentPlan(_Frozen):
 def plan_of_campaign(campaign: Campaign, control: str, treatments: Sequence[str], **keys: Any) -> ExperimentPlan:
     """The plan that campaign.toml asks for: its outcomes as metrics, its margins, segments and alpha.
 
-    Columns are those of experiment_live.live_frame; the covariate of an outcome is the same outcome a window earlier.
+    Columns are those of live.live_frame; the covariate of an outcome is the same outcome a window earlier.
 
     Args:
         campaign: the loaded campaign.

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from campaign import DataError
-from monitoring.experiment_plan import ExperimentPlan, Metric
+from monitoring.experiment.plan import ExperimentPlan, Metric
 
 MISSING = "(missing)"  # a user without a segment value is in a segment of its own
 
