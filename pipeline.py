@@ -466,6 +466,9 @@ def rehearse(
     users: Annotated[int, typer.Option(min=1000, help="Users of the platform; a quarter decide each week.")] = 20_000,
     seed: Annotated[int, typer.Option(min=0, help="Of every draw of the simulation.")] = 7,
     reports: Annotated[bool, typer.Option(help="Also draw Evidently's report of every week (slow).")] = False,
+    experiment: Annotated[
+        int | None, typer.Option(metavar="WEEK", help="Run a live experiment from this week on: champion against none.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """The whole loop against the simulated platform.
@@ -476,7 +479,7 @@ def rehearse(
     from rehearsal import Script
     from rehearsal import rehearse as live_through
 
-    script = Script.parse(weeks=weeks, drift=drift, users=users, seed=seed, reports=reports)
+    script = Script.parse(weeks=weeks, drift=drift, users=users, seed=seed, reports=reports, experiment=experiment)
     campaign = load_campaign()
     with _bar(f"rehearsing {weeks} weeks") as progress:
         result = live_through(
@@ -525,43 +528,34 @@ def plan_experiment(
     """
     import pandas as pd
 
-    from monitoring.experiment.design import (
-        candidates,
-        expected_effects,
-        offline_forecasts,
-        plan_live,
-        planning_frame,
-    )
+    from monitoring.experiment.design import plan_for_champion
     from monitoring.experiment.file import Variant
 
-    campaign, tag = load_campaign(), _champion()
-    frame = pd.read_parquet(data_dir() / "reports" / tag.replace(":", "-") / "frame.parquet")
-    control = Variant(name=baseline, policy=baseline, share=0.5, rule=_values_by_name(rule))
-    weights = _numbers_by_name(weight)
-    variants = candidates(campaign, frame, control, thresholds=threshold or (), weights=weights, ladder=ladder)
-    forecast = offline_forecasts(campaign, frame, variants, tag)
-    experiment, planned = plan_live(
-        campaign,
-        data_dir() / "experiments",
+    experiment, planned = plan_for_champion(
+        load_campaign(),
+        data_dir(),
+        _champion(),
         name,
-        variants,
-        planning_frame(frame, campaign, data_dir() / "logs", _as_of(None)),
-        _numbers_by_name(effect) or expected_effects(campaign, forecast),
+        Variant(name=baseline, policy=baseline, share=0.5, rule=_values_by_name(rule)),
+        ladder=ladder,
+        thresholds=threshold or (),
+        weights=_numbers_by_name(weight),
+        effects=_numbers_by_name(effect),
         share=share,
         starts_at=starts.replace(tzinfo=UTC) if starts else _now(),
+        as_of=_as_of(None),
         looks=looks,
         power=power,
         ramp=ramp,
-        forecast=forecast,
     )
     if as_json:
         _answer(True, {**planned.to_dict(), "experiment": experiment.model_dump(mode="json")}, "")
         return
     _print_frame(planned.table)
-    _print_frame(pd.DataFrame([f.model_dump() for f in forecast]).drop(columns="model_tag"))
+    _print_frame(pd.DataFrame([f.model_dump() for f in experiment.forecast]).drop(columns="model_tag"))
     out.print(
-        f"{planned.users:,} users in {len(variants)} variants, read after {planned.days} days: a candidate this good "
-        f"ships with probability {planned.ship_probability:.2f}\n{experiment.text()}\n"
+        f"{planned.users:,} users in {len(experiment.variants)} variants, read after {planned.days} days: a candidate "
+        f"this good ships with probability {planned.ship_probability:.2f}\n{experiment.text()}\n"
         f"written: {data_dir() / 'experiments' / name}.json",
         soft_wrap=True,
     )

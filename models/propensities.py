@@ -92,6 +92,25 @@ def outside_holdout(propensities: np.ndarray, share: np.ndarray | float) -> np.n
     return np.asarray(np.clip(chance, 0.0, 1.0))
 
 
+def given_variant(decisions: pd.DataFrame, outside: np.ndarray, holdout: float, exploration: float) -> np.ndarray:
+    """Probability of every arm outside the holdout, given the user's variant where the log tells it; (n, n_arms).
+
+    From a user's second window on features tell the variant: only given it are arms as frequent as these say.
+
+    Args:
+        decisions: `experiment` as logged; without that column nothing changes.
+        outside: shape (n, n_arms), from `outside_holdout`.
+        holdout: share of users.
+        exploration: share of users.
+    """
+    arm = _variant_arm(decisions, np.ones(len(decisions), dtype=bool))
+    known, chance = np.flatnonzero(arm >= 0), outside.copy()
+    chance[known] = exploration / outside.shape[1]
+    chance[known, arm[known]] += 1 - holdout - exploration
+    chance[known] /= 1 - holdout
+    return chance
+
+
 def _variant_arm(decisions: pd.DataFrame, wanted: np.ndarray) -> np.ndarray:
     """Arm of each wanted user's variant, outside an experiment the champion's; -1 where the log does not say."""
     arm = np.full(len(decisions), -1)

@@ -22,7 +22,7 @@ import pandas as pd
 from scipy.stats import chisquare, norm
 
 from campaign import Campaign
-from models.propensities import outside_holdout
+from models.propensities import given_variant, outside_holdout
 from monitoring.profile import Counts, Profile, count_rows, prediction_names, reference_counts
 
 FAR_SHARE = 0.01  # of rows further out than the reference range is wide
@@ -262,6 +262,7 @@ def _arms(frame: pd.DataFrame, campaign: Campaign) -> list[Check]:
     checks.append(Check("propensity", off == 0, off, 0, words))
     outside = random & ~small & (frame["layer"] != "holdout").to_numpy()
     table[outside] = outside_holdout(table[outside], holdout)
+    table[outside] = given_variant(frame[outside], table[outside], holdout, campaign.assignment.exploration_share)
     return [*checks, *_calibration(frame, table, outside, campaign)]
 
 

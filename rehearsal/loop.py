@@ -46,15 +46,19 @@ def rehearse(
         finish: of `train_challenger`.
         progress: called with (weeks done, weeks in all).
 
-    Raises: DataError: the same rehearsal is being played.
+    Raises: DataError: the same rehearsal is being played, or an experiment would not mature in it.
     """
+    from rehearsal.experiment import check, found
+
+    check(script, campaign)
     folder = data / "rehearsals" / script.name
     with exclusive(data / "rehearsals" / f".{script.name}.lock", f"the rehearsal {script.name}"):
         _begin(folder, script, campaign)
         with environment(folder):
             weeks = _play(script, campaign, folder, finish, progress)
-        result = Result(script, tuple(weeks), str(folder))
         from rehearsal.page import page
+
+        result = Result(script, tuple(weeks), str(folder), found(folder))
 
         write_json(folder / "rehearsal.json", result.as_dict())
         write_text(folder / "rehearsal.html", page(result))
@@ -140,15 +144,18 @@ class Stage:
         from monitoring.inputs import weekly_inputs
         from monitoring.retraining import retrain
         from monitoring.weekly import run_week
+        from rehearsal.experiment import on_monday, on_sunday
         from rehearsal.platform import live_week
 
-        monday = world.date
+        monday, folder = world.date, self.data.parent
         self._snapshots([monday])
+        on_monday(folder, self.script, self.campaign, number)
         bundle, due = service.open_day(monday), world.due()
         arms = service.decide(due)
         week = self._valued(number, due, service, bundle)
         live_week(world, arms)
         self._check_logs()
+        on_sunday(folder, self.script, self.campaign, number)
         now = _midnight(world.date)
         inputs = weekly_inputs(self.campaign, self.data, monday, now)
         if not self.script.reports:
@@ -224,6 +231,9 @@ def _pointer(folder: Path) -> object:
 
 def _forget_unfinished(folder: Path, script: Script, week: int) -> None:
     """Undo what a killed run did of a week that it did not finish."""
+    from rehearsal.experiment import forget_since
+
+    forget_since(folder, week)
     data, monday = folder / "data", script.monday(week)
     shutil.rmtree(data / "decision_log", ignore_errors=True)
     for path in (data / "decisions").glob("date=*"):

@@ -8,7 +8,7 @@ from models.page import stylesheet
 from monitoring.decide import in_words
 from monitoring.plots import values_plot
 from monitoring.summary import html_table
-from rehearsal.script import POLICIES, Result, Week, words
+from rehearsal.script import POLICIES, Result, Week, experiment_lines, words
 
 NAMES = {"send_all": "all", "send_none": "none", "frozen": "frozen", "oracle": "oracle", "policy": "policy"}
 
@@ -29,6 +29,10 @@ def page(result: Result) -> str:
         for w in result.weeks
         if w.action in ("retrain", "stop") or w.fallback
     )
+    lines = experiment_lines(result.experiment)
+    experiment = (
+        "<h2>Experiment</h2><ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
+    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><style>{stylesheet()}{_STYLE}</style></head><body><main>
@@ -37,6 +41,7 @@ def page(result: Result) -> str:
 <figure><figcaption>True value, EUR per user and window. Squares: green fine, orange look, red retrain, purple
 stop</figcaption>{plot}</figure>
 <h2>Week by week</h2><div class="scroll" tabindex="0" role="region" aria-label="Week by week">{table}</div>
+{experiment}
 <h2>Why</h2><ul>{reasons or "<li>no alarm</li>"}</ul>
 <p class="note">True values come from the simulator: each week's users, in the state they reached under the service's
 own decisions. Policy: the champion that served; frozen: the first model; all and none: everybody or nobody gets a

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date, timedelta
 from typing import Any
@@ -31,6 +31,7 @@ class Script:
         seed: of the world.
         drift: kind of drift, None for none; drift_week: the week (from 1) on whose Monday it begins.
         reports: draw Evidently's report of every week.
+        experiment: the week (from 1) on whose Monday a live experiment begins, None for none.
     """
 
     weeks: int
@@ -39,15 +40,18 @@ class Script:
     drift: str | None = None
     drift_week: int = 0
     reports: bool = False
+    experiment: int | None = None
 
     @classmethod
-    def parse(cls, *, weeks: int, drift: str, users: int, seed: int, reports: bool = False) -> Script:
+    def parse(
+        cls, *, weeks: int, drift: str, users: int, seed: int, reports: bool = False, experiment: int | None = None
+    ) -> Script:
         """From the words of the command line; drift as "none" or "price@8".
 
         Raises: DataError: no such drift, or its week is not in the rehearsal.
         """
         if drift == "none":
-            return cls(weeks, users, seed, reports=reports)
+            return cls(weeks, users, seed, reports=reports, experiment=experiment)
         kind, _, number = drift.partition("@")
         week = int(number) if number.isdigit() else 0
         if kind not in KINDS or not 1 <= week <= weeks:
@@ -55,12 +59,13 @@ class Script:
                 f"drift == {drift!r}; expected none, or KIND@WEEK with KIND one of {', '.join(KINDS)} and WEEK within "
                 f"1..{weeks}, as in price@{min(8, weeks)}"
             )
-        return cls(weeks, users, seed, kind, week, reports)
+        return cls(weeks, users, seed, kind, week, reports, experiment)
 
     @property
     def name(self) -> str:
         """Of the folder."""
         drift = f"{self.drift}@{self.drift_week}" if self.drift else "none"
+        drift += f"-experiment@{self.experiment}" if self.experiment else ""
         return f"{drift}-{self.users}users-{self.weeks}weeks-seed{self.seed}"
 
     @property
@@ -108,6 +113,7 @@ class Result:
     script: Script
     weeks: tuple[Week, ...]
     folder: str
+    experiment: Mapping[str, Any] | None = None  # as rehearsal.experiment leaves it in experiment.json
 
     @property
     def stopped(self) -> bool:
@@ -132,6 +138,8 @@ class Result:
             "gain_over": {name: self.gain(name) for name in POLICIES[1:]},
             "folder": self.folder,
         }
+        # the script's week becomes what came of it
+        found["experiment"] = self.experiment
         return found | ({"gain_over_since_drift": {n: self.gain(n, after) for n in POLICIES[1:]}} if after else {})
 
     def as_dict(self) -> dict[str, Any]:
@@ -147,7 +155,8 @@ class Result:
             drift = "  <- drift begins" if w.week == self.script.drift_week else ""
             lines.append(f"{w.week:>4}  {values}  {words(w)}{drift}")
         gains = ", ".join(f"{self.gain(n):+.3f} over {n.replace('_', '-')}" for n in POLICIES[1:-1])
-        return "\n".join([*lines, f"policy, mean of all decisions: {gains}", f"plot: {self.folder}/rehearsal.html"])
+        lines += [f"policy, mean of all decisions: {gains}", *experiment_lines(self.experiment)]
+        return "\n".join([*lines, f"plot: {self.folder}/rehearsal.html"])
 
 
 def words(week: Week) -> str:
@@ -156,3 +165,21 @@ def words(week: Week) -> str:
     found += ["fell back"] if week.fallback else []
     found += [f"gate: {week.gate}"] if week.gate else []
     return ", ".join(found) + (" -> promoted" if week.promoted else "")
+
+
+def experiment_lines(told: Mapping[str, Any] | None) -> list[str]:
+    """What came of the experiment, for a person: its verdict, and every effect as forecast, as read, and as it is."""
+    if told is None:
+        return []
+    if "refused" in told:
+        return [f"experiment of week {told['week']}: not run: {told['refused']}"]
+    head = f"experiment {' against '.join(reversed(told['variants']))}, weeks {told['week']} to {told['read_week']}"
+    lines = [f"{head}, {told['users']:,} users of {told['planned_users']:,} planned"]
+    lines[0] += f" (to ship with probability {told['ship_probability']:.2f}): {told['decision']}"
+    lines += [f"  {reason}" for reason in told["reasons"]]
+    for row in told["effects"]:
+        forecast, live = (
+            f"{row[key]:+.4f} [{row[f'{key}_lower']:+.4f}, {row[f'{key}_upper']:+.4f}]" for key in ("forecast", "live")
+        )
+        lines.append(f"  {row['metric']:<12} forecast {forecast}  live {live}  true {row['truth']:+.4f}")
+    return lines

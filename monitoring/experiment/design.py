@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -24,6 +25,43 @@ from monitoring.experiment.file import Experiment, Forecast, Variant, new_experi
 from monitoring.experiment.live import outcome_frame
 from monitoring.experiment.plan import plan_of_campaign
 from monitoring.experiment.power import PlannedExperiment, plan_experiment
+
+
+def plan_for_champion(
+    campaign: Campaign,
+    data: Path,
+    tag: str,
+    name: str,
+    control: Variant,
+    *,
+    as_of: datetime,
+    ladder: bool = False,
+    thresholds: Sequence[float] = (),
+    weights: Mapping[str, float] | None = None,
+    effects: Mapping[str, float] | None = None,
+    **options: Any,
+) -> tuple[Experiment, PlannedExperiment]:
+    """Plan candidates of the champion against a baseline, from the champion's own frame: what the command does.
+
+    Args:
+        campaign: the loaded campaign.
+        data: the data folder.
+        tag: the champion.
+        name: of the experiment.
+        control: the baseline.
+        as_of: events that arrived at this instant or later are not known yet.
+        ladder: as for `candidates`, and so are thresholds and weights.
+        thresholds: see above.
+        weights: see above.
+        effects: metric -> absolute effect to plan for; default: the best candidate's offline forecast.
+        options: of `plan_live`: share, starts_at, looks, power, ramp.
+    """
+    frame = pd.read_parquet(data / "reports" / tag.replace(":", "-") / "frame.parquet")
+    variants = candidates(campaign, frame, control, thresholds=thresholds, weights=weights, ladder=ladder)
+    forecast = offline_forecasts(campaign, frame, variants, tag)
+    history = planning_frame(frame, campaign, data / "logs", as_of)
+    wanted = effects or expected_effects(campaign, forecast)
+    return plan_live(campaign, data / "experiments", name, variants, history, wanted, forecast=forecast, **options)
 
 
 def plan_live(

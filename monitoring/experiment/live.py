@@ -1,8 +1,8 @@
 """Read a live experiment: from the decision log and the raw logs to one row per user, its read-out and its record.
 
-A user counts from the first decision in the experiment, in the variant of the assignment, whatever was delivered
-(intention to treat). Every decision logs what each variant's policy decides (column `experiment`): so the trigger of
-the triggered analysis is computed identically in all variants.
+A user counts from the first decision in the experiment that could be taken, in the variant of the assignment, whatever
+was delivered (intention to treat). Every decision logs what each variant's policy decides (column `experiment`): so
+the trigger of the triggered analysis is computed identically in all variants.
 
     reports/experiments/NAME/readout.*       the last read-out: .json, .md, .html
     reports/experiments/NAME/readings.json   every reading: when, users, share of the planned users, decision
@@ -26,6 +26,7 @@ import pyarrow.dataset as ds
 from campaign import Campaign, DataError
 from feature_repo.atomic import write_json, write_text
 from models.outcomes import matured, measure_outcomes
+from monitoring.checks import FAILURES
 from monitoring.experiment.assign import experiment_variant
 from monitoring.experiment.file import Experiment, read_experiment_file
 from monitoring.experiment.forecast import calibration_notes, forecast_against_outcome, keep_forecasts, read_forecasts
@@ -33,7 +34,7 @@ from monitoring.experiment.plan import BEFORE
 from monitoring.experiment.read import Readout, read_experiment
 from monitoring.experiment.report import html_page, markdown
 
-_TEXT = ("decision_id", "user_id", "layer", "model_tag", "segments", "experiment")
+_TEXT = ("decision_id", "user_id", "layer", "reason", "model_tag", "segments", "experiment")
 SCHEMA = pa.schema(
     [*((name, pa.string()) for name in _TEXT), ("decided_at", pa.timestamp("us", tz="UTC")), ("arm", pa.int32())]
 )
@@ -67,7 +68,9 @@ def read_live(campaign: Campaign, data: Path, name: str, as_of: datetime, *, tri
 
 
 def read_experiment_log(decisions_dir: Path) -> pd.DataFrame:
-    """Every decision of the experiment layer, oldest first.
+    """Every decision of the experiment layer that could be taken, oldest first.
+
+    A user without usable features gets control in every variant, and has no segment: such a decision enters nobody.
 
     Raises: DataError: there is no decision log, or no decision of an experiment in it.
     """
@@ -76,7 +79,9 @@ def read_experiment_log(decisions_dir: Path) -> pd.DataFrame:
         raise DataError(f"{decisions_dir}: no decisions; expected date=YYYY-MM-DD/*.parquet written by the service")
     data = ds.dataset([str(file) for file in files], format="parquet", schema=SCHEMA)
     log: pd.DataFrame = data.to_table(
-        filter=(ds.field("layer") == "experiment") & ds.field("experiment").is_valid()
+        filter=(ds.field("layer") == "experiment")
+        & ds.field("experiment").is_valid()
+        & ~ds.field("reason").isin(FAILURES)
     ).to_pandas()
     if log.empty:
         raise DataError(

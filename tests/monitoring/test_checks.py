@@ -1,3 +1,4 @@
+import json
 from datetime import timedelta
 
 import numpy as np
@@ -118,6 +119,34 @@ def test_refused_log_files_stop(profile, quiet_week):
 
 def test_a_new_market_is_not_broken_data(profile):
     assert failed(profile, make_frame(np.random.default_rng(9), 6_000, Truth(new_market=0.25))) == {}
+
+
+def in_experiment(frame, *, obeyed=True):
+    """Half of the users are in an experiment since long: who is in control has a low score, for its messages are fewer.
+
+    The logged propensities are marginal over the variants, as the service logs them.
+    """
+    h, e = 0.10, 0.10
+    control = (frame["score"] < frame["score"].median()).to_numpy()
+    champion = np.ones(len(frame), dtype=np.int64)  # a champion that messages everybody
+    told = [json.dumps({"variant": "b" if c else "a", "arms": {"b": 0, "a": 1}, "champion": 1}) for c in control]
+    given = np.where(control & obeyed, 0, champion)
+    policy = (frame["layer"] == "policy").to_numpy()
+    arm = np.where(policy, given, frame["arm"])
+    message = e / 2 + (1 - h - e) * 0.5
+    return frame.assign(
+        experiment=told,
+        arm=arm,
+        layer=frame["layer"].replace("policy", "experiment"),
+        propensities=list(np.tile([1 - message, message], (len(frame), 1))),
+        propensity=np.where(arm == 1, message, 1 - message),
+        eligible_by_policy=frame["score"] > 0,
+    )
+
+
+def test_an_experiment_whose_variants_show_in_the_features_is_not_broken_data(profile, quiet_week):
+    assert failed(profile, in_experiment(quiet_week)) == {}
+    assert set(failed(profile, in_experiment(quiet_week, obeyed=False))) == {"calibration"}
 
 
 def test_random_phase_has_its_own_layer_shares(profile):

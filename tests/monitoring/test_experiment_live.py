@@ -193,6 +193,26 @@ def test_only_matured_users_count(platform):
     assert set(frame["day"]) == {"2026-03-02", "2026-03-03", "2026-03-04"}
 
 
+def test_a_user_without_features_enters_with_the_first_decision_that_could_be_taken(platform):
+    """Control in every variant and no segment: a handful of such users must not hold up a guardrail."""
+    root, experiment, variant = platform
+    (file,) = (root / "decisions").rglob("*.parquet")
+    log = pd.read_parquet(file).assign(reason="eligible")
+    unknown = log["user_id"].isin(["u5", "u6"]) & ~log["decision_id"].str.endswith("b")
+    log.loc[unknown, "reason"] = "unknown_user"
+    log.loc[unknown, "segments"] = None
+    log.to_parquet(file)
+    frame = live_frame(read_experiment_log(root / "decisions"), experiment, CAMPAIGN, root / "logs", AS_OF)
+    assert len(frame) == (variant >= 0).sum()
+    assert (variant[5:7] >= 0).any()
+    days = frame.set_index("user_id")["day"]
+    expected = {"u5": "2026-03-03", "u6": "2026-03-04"}  # a day after their first
+    assert {user: day for user, day in days.items() if user in expected} == {
+        user: day for user, day in expected.items() if variant[int(user[1:])] >= 0
+    }
+    assert frame["plan"].notna().all()
+
+
 def test_no_decisions_is_said(tmp_path):
     with pytest.raises(DataError, match="no decisions; expected date="):
         read_experiment_log(tmp_path)
