@@ -16,7 +16,6 @@ Exit codes:
 from __future__ import annotations
 
 import errno
-import fcntl
 import functools
 import hashlib
 import io
@@ -42,7 +41,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import typer
 from rich.console import Console
 
-from campaign import ROOT, Campaign, DataError, ModelError, StoreError, TactfulError, data_dir, load_campaign
+from campaign import ROOT, Campaign, DataError, ModelError, TactfulError, data_dir, load_campaign
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,15 +114,10 @@ def _alone(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def alone(*arguments: P.args, **options: P.kwargs) -> None:
-        place = data_dir() / "state" / f"{command.__name__}.lock"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise StoreError(
-                    f"another `tactful {name}` is at work in {data_dir()}; wait until it is done, then run this again"
-                ) from None
+        from feature_repo.atomic import locked
+
+        busy = f"another `tactful {name}` is at work in {data_dir()}; wait until it is done, then run this again"
+        with locked(data_dir() / "state" / f"{command.__name__}.lock", busy):
             command(*arguments, **options)
 
     return alone
@@ -465,7 +459,7 @@ def rehearse(
     drift: Annotated[str, typer.Option(help="none, or price|market|fatigue|tracking@WEEK, as in price@8.")] = "none",
     users: Annotated[int, typer.Option(min=1000, help="Users of the platform; a quarter decide each week.")] = 20_000,
     seed: Annotated[int, typer.Option(min=0, help="Of every draw of the simulation.")] = 7,
-    reports: Annotated[bool, typer.Option(help="Also draw Evidently's report of every week (slow).")] = False,
+    reports: Annotated[bool, typer.Option(help="Also draw the reports of every week and training (slow).")] = False,
     experiment: Annotated[
         int | None, typer.Option(metavar="WEEK", help="Run a live experiment from this week on: champion against none.")
     ] = None,

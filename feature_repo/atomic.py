@@ -16,21 +16,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from campaign import DataError
+from campaign import StoreError
 
 
 @contextmanager
-def exclusive(file: Path, what: str) -> Iterator[None]:
+def locked(file: Path, message: str) -> Iterator[None]:
     """Hold the lock `file` while the block runs; the system lets go of it when the process dies.
 
-    Raises: DataError: another process holds it; `what` says what is running.
+    Raises: StoreError: another process holds it; `message` says what that one does and what to do.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"{what} is running already ({file} is locked); wait until it is done") from None
+            raise StoreError(message) from None
         yield
 
 

@@ -12,7 +12,6 @@ again), the days it reaches are built once more.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
@@ -22,8 +21,9 @@ from pathlib import Path
 
 import duckdb
 
-from campaign import DataError, StoreError
+from campaign import DataError
 from feature_repo import aggregates
+from feature_repo.atomic import locked
 from feature_repo.contracts import LOGS
 from feature_repo.log_files import arrival, log_files, read_state, stale_days, stamps, write_state
 
@@ -117,13 +117,8 @@ def _possible_days(logs_dir: Path) -> tuple[date, date]:
 @contextmanager
 def _only_builder(features_dir: Path) -> Iterator[Path]:
     """An empty folder to build in, and the promise that nobody else does; the kernel drops the lock of a killed run."""
-    with (features_dir / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(
-                f"{features_dir}: another process is building snapshots here; wait until it is done"
-            ) from None
+    busy = f"{features_dir}: another process is building snapshots here; wait until it is done"
+    with locked(features_dir / ".lock", busy):
         building = features_dir / ".building"
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -21,7 +21,7 @@ import pandas as pd
 from campaign import Campaign, DataError
 from feature_repo.atomic import replacing, write_text
 from feature_repo.store import FeatureSchema, feature_schema, open_store
-from models.choice import Choice, Guardrail, choose_policy
+from models.choice import SHARES, Choice, Guardrail, choose_policy
 from models.decision_log import Outcome, check_log, require_valid
 from models.evaluation import evaluate
 from models.explain import drivers, explain
@@ -85,6 +85,8 @@ def train_challenger(
     progress: Progress | None = None,
     champion: NumpyModel | None = None,
     keep: NumpyModel | None = None,
+    since: datetime | None = None,
+    page: bool = True,
 ) -> Challenger:
     """Train on what was known at `as_of`, choose a policy, evaluate it, report it, pack it as the challenger.
 
@@ -96,13 +98,26 @@ def train_challenger(
         progress: called with (steps done, steps in all) while the network trains.
         champion: also train on from its weights, on recent weeks only; the better of the two becomes the challenger.
         keep: train nothing: this network with the campaign's weights and costs of today, and the policy chosen anew.
+        since: the world changed then. Where enough decisions since have matured, they alone choose, grade and describe
+            the challenger, at its score's own cut: the gate tests the guardrails on more of them than `select` has.
+        page: draw report.html, which takes seconds.
     """
     store = open_store()
     schema = feature_schema(store)
     frame = training_frame(store, read_decisions(data / "decisions"), campaign, data / "logs", as_of)
     frame["split"] = split_of(frame["user_id"], campaign.splits)
-    start = {"champion": champion, "keep": keep}
-    return fit_and_report(campaign, frame, schema, data, finish=finish, progress=progress, **start)
+    return fit_and_report(
+        campaign,
+        frame,
+        schema,
+        data,
+        finish=finish,
+        progress=progress,
+        champion=champion,
+        keep=keep,
+        since=since,
+        page=page,
+    )
 
 
 def fit_and_report(
@@ -115,24 +130,33 @@ def fit_and_report(
     progress: Progress | None = None,
     champion: NumpyModel | None = None,
     keep: NumpyModel | None = None,
+    since: datetime | None = None,
+    page: bool = True,
 ) -> Challenger:
     """`train_challenger` from a frame that is already there (columns of `training_frame`, and `split`)."""
     from models.report import training_report
-    from models.starts import fit_starts, keep_network
+    from models.starts import fit_starts, keep_network, of_the_change
 
     spec, checks = fit_spec(campaign, schema), randomisation_checks(campaign, frame, schema)
     require_valid(checks)
     _check_splits(frame)
+    changed = of_the_change(frame, since)
     if keep is None:
-        start, fitted, honest = fit_starts(campaign, frame, spec, champion, progress)
+        start, fitted, honest = fit_starts(campaign, frame, spec, champion, changed, progress)
     else:
         start, fitted, honest = keep_network(campaign, frame, spec, keep)
     mu_hat = fitted.predict(frame)
-    rival = rivals(frame, spec)
-    choice, values = choose_and_evaluate(campaign, frame, mu_hat, rival)
+    rival, now = rivals(frame, spec), np.ones(len(frame), dtype=bool) if changed is None else changed
+    choice, values = choose_and_evaluate(
+        campaign,
+        *_rows(now, frame, mu_hat),
+        {name: other[now] for name, other in rival.items()},
+        own_cut=changed is not None,
+    )
     simpler = rival_arms(campaign, rival)
     predicted = pd.concat([frame, _predictions(campaign, mu_hat, choice), simpler], axis=1)
     judged = pd.concat([frame, _predictions(campaign, honest.mu_hat, choice), simpler], axis=1)[honest.rows]
+    predicted, mu_hat = _rows(now, predicted, mu_hat)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
         fitted.save(folder, _extra(campaign, schema, frame, choice, values) | {"start": start})
@@ -145,9 +169,10 @@ def fit_and_report(
         with replacing(report / f"{name}.parquet") as aside:
             rows.to_parquet(aside, index=False)
     write_text(report / "values.csv", values.to_csv(index=False))
-    told = score_drivers(fitted.model, frame, campaign.training.seed)
-    html = training_report(campaign, tag, predicted, mu_hat, choice, values, checks, told)
-    write_text(report / "report.html", html)
+    if page:
+        told = score_drivers(fitted.model, predicted, campaign.training.seed)
+        html = training_report(campaign, tag, predicted, mu_hat, choice, values, checks, told)
+        write_text(report / "report.html", html)
     return Challenger(tag, report, choice, values)
 
 
@@ -192,10 +217,22 @@ def rivals(frame: pd.DataFrame, spec: FitSpec) -> dict[str, np.ndarray]:
     }
 
 
+def _rows(rows: np.ndarray, frame: pd.DataFrame, mu_hat: np.ndarray) -> tuple[pd.DataFrame, np.ndarray]:
+    return frame[rows].reset_index(drop=True), mu_hat[rows]
+
+
 def choose_and_evaluate(
-    campaign: Campaign, frame: pd.DataFrame, mu_hat: np.ndarray, rival: Mapping[str, np.ndarray]
+    campaign: Campaign,
+    frame: pd.DataFrame,
+    mu_hat: np.ndarray,
+    rival: Mapping[str, np.ndarray],
+    *,
+    own_cut: bool = False,
 ) -> tuple[Choice, pd.DataFrame]:
-    """Threshold from `select`, values from `evaluate`; the network's policy and those of the simpler models."""
+    """Threshold from `select`, values from `evaluate`; the network's policy and those of the simpler models.
+
+    `own_cut`: the score's own cut (within the budget) is taken, whatever the guardrails say of it.
+    """
     log, outcomes = evaluation_log(campaign, frame), evaluation_outcomes(campaign)
     score = scores(mu_hat, campaign.weights, campaign.costs)
     options: dict[str, Any] = {"segments": list(campaign.segments.columns), "costs": campaign.costs}
@@ -207,10 +244,12 @@ def choose_and_evaluate(
             Guardrail(o.name, float(o.margin or 0), o.segment_margin) for o in campaign.outcome if o.role == "guardrail"
         ],
         max_message_share=campaign.policy.max_message_share,
+        shares=(campaign.policy.max_message_share,) if own_cut else SHARES,
         mu_hat=mu_hat,
         alpha=campaign.policy.alpha,
         **options,
     )
+    choice = _own_cut(choice, score) if own_cut else choice
     rows = np.flatnonzero(log["split"].to_numpy() == "evaluate")
     policies: dict[str, Policy] = {"uplift policy": policy_of(choice, score[rows])}
     share = float((score[rows].max(axis=1) > choice.threshold).mean())
@@ -221,6 +260,22 @@ def choose_and_evaluate(
             policies[name] = Threshold(scores(other[rows], campaign.weights, campaign.costs), 0.0)
     values = evaluate(log.iloc[rows].reset_index(drop=True), policies, outcomes, mu_hat=mu_hat[rows], **options)
     return choice, values
+
+
+def _own_cut(choice: Choice, score: np.ndarray) -> Choice:
+    """The first candidate, which is the score's own cut or the budget's: named before any outcome was looked at."""
+    if choice.candidates.empty:
+        return choice
+    cut = float(choice.candidates["threshold"].iloc[0])
+    return replace(
+        choice,
+        policy=Threshold(score, cut),
+        score="uplift",
+        threshold=cut,
+        reason=f"score 'uplift' > {cut:g}: the score's own cut within the budget, since decisions after the change are "
+        "few; the gate tests the guardrails",
+        candidates=choice.candidates.assign(chosen=np.arange(len(choice.candidates)) == 0),
+    )
 
 
 def rival_arms(campaign: Campaign, rival: Mapping[str, np.ndarray]) -> pd.DataFrame:

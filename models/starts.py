@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from models.spec import FitSpec, columns_of
 from models.train import Fitted, fit, folds
 
 MIN_ROWS = 500  # recent rows below which the champion is not trained on
+MIN_SINCE = 300  # decisions of each split since a change, below which older ones stay in
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,28 @@ def fit_starts(
     frame: pd.DataFrame,
     spec: FitSpec,
     champion: NumpyModel | None,
+    since: np.ndarray | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[str, Fitted, Honest]:
-    """Train from scratch on everything, and on from the champion on recent weeks; keep the one that is worth more.
+    """Train from scratch on everything, and on from the champion on recent rows; keep the one that is worth more.
 
     After a change of the world old rows mislead and recent ones are few: which counts more is measured, by the doubly
     robust value on recent `select` users. Those who are judged by the gate (`train` users by the ensemble member that
     left them out, and `evaluate` users) take no part in the choice.
 
+    Args:
+        campaign: weights, costs; `pool_weeks` are recent where `since` is not given.
+        frame: columns of `training_frame`, and `split`.
+        spec: of the network.
+        champion: None: from scratch only, and every row is recent.
+        since: rows of the world as it is now, see `of_the_change`.
+        progress: of `fit`.
+
     Returns: "scratch" or "warm", the fitted model, and its honest predictions of recent rows.
     """
-    train = (frame["split"] == "train").to_numpy()
-    late = recent(frame, campaign.monitoring.pool_weeks) if champion is not None else np.ones(len(frame), dtype=bool)
+    train, late = (frame["split"] == "train").to_numpy(), np.ones(len(frame), dtype=bool)
+    if champion is not None:
+        late = recent(frame, campaign.monitoring.pool_weeks) if since is None else since
     starts: dict[str, tuple[np.ndarray, NumpyModel | None]] = {"scratch": (train, None)}
     if champion is not None and len(frame[train & late]) >= MIN_ROWS:
         starts["warm"] = (train & late, champion)
@@ -75,6 +87,15 @@ def keep_network(
     mu_hat = np.where(train[:, None, None], left_out, shrink(members.mean(axis=0), model.tensors, model.spec))
     fitted = Fitted(model, dict(spec.features), left_out[train], fold[train])
     return "kept", fitted, Honest(mu_hat, train | (frame["split"] == "evaluate").to_numpy())
+
+
+def of_the_change(frame: pd.DataFrame, since: datetime | None) -> np.ndarray | None:
+    """Rows decided since the world changed, shape (n,), bool; None while they are too few to stand alone."""
+    if since is None:
+        return None
+    rows = (frame["decided_at"] >= pd.Timestamp(since)).to_numpy()
+    counts = frame["split"][rows].value_counts()
+    return rows if all(counts.get(split, 0) >= MIN_SINCE for split in ("train", "select", "evaluate")) else None
 
 
 def recent(frame: pd.DataFrame, weeks: int) -> np.ndarray:

@@ -10,17 +10,19 @@ In this order; the first that holds gives the action:
     any drift, or one of the above during the cooldown         warn      0
     otherwise                                                  none      0
 
-A retraining is followed by `cooldown_weeks` without another. Drift that a retraining of this champion has answered (the
-gate kept it) asks again only for more columns, or when decisions of the drifted weeks have matured: until then there is
-nothing new to train on. A ranking that is upside down (slope significantly below
-0) sets `fallback` at once, cooldown or not: the champion does harm until it is replaced.
+A retraining is followed by `cooldown_weeks` without another, except that uplift which is still not what it was asks
+again each week while the gate has kept the champion: a week of new outcomes has matured. Drift of features that a
+retraining of this champion has answered asks again only for more columns, or when decisions of the drifted weeks have
+matured: until then there is nothing new to train on. A ranking that is upside down (slope significantly below 0), or a
+policy that is measured to be worse than sending nothing while its promise is broken, sets `fallback` at once, cooldown
+or not: the champion does harm until it is replaced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Any
 
 from campaign import Campaign
@@ -123,10 +125,10 @@ def decide(
     answered = _answered(week, champion, earlier, campaign)
     doubts = [reason for reason in urgent if _columns(reason) <= answered] + doubts
     urgent = [reason for reason in urgent if reason not in doubts]
-    fallback = bool(statistics.realised and statistics.realised.inverted)
-    if fallback:
-        urgent.append("inverted:" + ",".join(statistics.realised.inverted))  # type: ignore[union-attr]
-    if urgent and not fallback and _in_cooldown(week, earlier, campaign):
+    harms = _harms(statistics.realised)
+    fallback, urgent = bool(harms), urgent + harms
+    waits = not fallback and not _still_waiting(urgent, champion, earlier)
+    if urgent and waits and _in_cooldown(week, earlier, campaign):
         action, reasons = "warn", [*urgent, *doubts, "cooldown"]
     else:
         action, reasons = ("retrain" if urgent else "warn" if doubts else "none"), urgent + doubts
@@ -175,6 +177,14 @@ def _reasons(statistics: Statistics, drifting: bool, weeks: int) -> tuple[list[s
     return urgent, doubts
 
 
+def _harms(realised: Realised | None) -> list[str]:
+    """Reasons to take the champion out of service at once."""
+    if realised is None:
+        return []
+    inverted = ["inverted:" + ",".join(realised.inverted)] if realised.inverted else []
+    return inverted + ([f"harmful:{realised.gain:+.3f}"] if realised.harmful else [])
+
+
 def _columns(reason: str) -> set[tuple[str, str]]:
     """Code and column of each feature in a reason; one that is no drift of features has a column no drift can have."""
     code, _, names = reason.partition(":")
@@ -196,6 +206,46 @@ def _answered(
     return {pair for reason in asked for pair in _columns(reason) if pair[0]}
 
 
+def changed_since(decisions: Sequence[Mapping[str, Any]], campaign: Campaign) -> datetime | None:
+    """When the world changed, as far as alarms tell; None where the last decision tells of no change.
+
+    Realised uplift tells it of the newest week that had matured; drift of features of the weeks that drifted. An alarm
+    that follows another sooner than a new champion can be measured is about the same change.
+
+    Args:
+        decisions: decision.json contents; any order.
+        campaign: how long decisions mature and are pooled.
+    """
+    lag = timedelta(days=campaign.matures_after_days, weeks=campaign.monitoring.pool_weeks)
+    newest, *older = sorted(decisions, key=lambda d: str(d["monday"]), reverse=True)
+    since, last = _onset(newest, campaign), date.fromisoformat(newest["monday"])
+    for d in older:
+        monday, onset = date.fromisoformat(d["monday"]), _onset(d, campaign)
+        if since is not None and onset is not None and last - monday <= lag:
+            since, last = min(since, onset), monday
+    return since
+
+
+def _onset(decision: Mapping[str, Any], campaign: Campaign) -> datetime | None:
+    """When what a week asks retraining for began; None where it asks for none, in or out of cooldown."""
+    codes = {reason.partition(":")[0] for reason in decision["reasons"]}
+    monday = datetime.combine(date.fromisoformat(decision["monday"]), time.min, UTC)
+    onsets = []
+    if codes & {"realised_uplift", "inverted"}:  # decisions of the 7 days from then on have just matured
+        onsets.append(monday - timedelta(days=campaign.matures_after_days))
+    if decision["action"] == "retrain" and codes & set(DRIFT_CODES):
+        onsets.append(monday - timedelta(weeks=max(int(decision["drift_weeks"]), 1) - 1))
+    return min(onsets, default=None)
+
+
+def _still_waiting(urgent: Sequence[str], champion: str, earlier: Sequence[Mapping[str, Any]]) -> bool:
+    """Uplift is still not what it was, and the last retraining left this champion in place."""
+    retrained = [h for h in earlier if h["action"] == "retrain"]
+    last = max(retrained, key=lambda h: str(h["monday"]), default=None)
+    standing = any(reason.startswith("realised_uplift:") for reason in urgent)
+    return standing and last is not None and (last["champion"] == champion or bool(last["fallback"]))
+
+
 def _in_cooldown(week: date, earlier: Sequence[Mapping[str, Any]], campaign: Campaign) -> bool:
     retrained = [date.fromisoformat(h["monday"]) for h in earlier if h["action"] == "retrain"]
     return any((week - monday).days <= 7 * campaign.monitoring.cooldown_weeks for monday in retrained)
@@ -215,6 +265,7 @@ _WORDS = {
     "feature_drift": "features moved since training: {what}",
     "prediction_drift": "the predictions moved since training: {what}",
     "inverted": "users ranked high gain less than users ranked low, for {what}: fall back at once",
+    "harmful": "the policy is worse than sending nothing, by {what} EUR per user: fall back at once",
     "cooldown": "a retraining is less than the cooldown ago, so none is asked for",
 }
 

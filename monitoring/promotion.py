@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from campaign import Campaign, DataError, ModelError
-from feature_repo.atomic import exclusive, write_json
+from feature_repo.atomic import locked, write_json
 from models.challenger import SEND_NOTHING
 from models.forward import NumpyModel
 from models.predictions import mu_hat_of
@@ -56,8 +56,9 @@ class Promotion:
 
 @contextmanager
 def changing_champion(data: Path) -> Iterator[None]:
-    """Hold while a champion is judged or replaced (DataError: another process does)."""
-    with exclusive(data / "registry" / ".changing", "a promotion, rollback or retraining"):
+    """Hold while a champion is judged or replaced (StoreError: another process does)."""
+    busy = "a promotion, rollback or retraining is running already; wait until it is done"
+    with locked(data / "registry" / ".changing", busy):
         yield
 
 

@@ -125,6 +125,16 @@ class Realised:
         return [f"{t.arm}/{t.outcome}" for t in self.tests if t.alarm]
 
     @property
+    def harmful(self) -> bool:
+        """The policy is measured to be worse than sending nothing, and its promise is broken.
+
+        The sign alone decides, since the alarm has paid for the error already: without a broken promise nothing falls
+        back, so false fallbacks are at most as frequent as false alarms (Manski 2004, Econometrica 72: empirical
+        success).
+        """
+        return self.gain < 0 and any(t.alarm and t.outcome == WEIGHTED for t in self.tests)
+
+    @property
     def inverted(self) -> list[str]:
         """Arms whose ranking is upside down."""
         return [t.arm for t in self.tests if t.outcome == WEIGHTED and t.inverted]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,9 @@ from campaign import Campaign, DataError
 from models.challenger import Challenger, Finish, Progress, train_challenger
 from models.forward import NumpyModel
 from models.registry import champion_tag, model_path
+from monitoring.decide import changed_since
 from monitoring.promotion import Promotion, changing_champion, fall_back, last_decision, promote_challenger
+from monitoring.weekly import read_history
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Retraining:
 
     def text(self) -> str:
         """What a person reads."""
-        lines = [f"fell back to {self.fallback}: the champion's ranking is upside down"] if self.fallback else []
+        lines = [f"fell back to {self.fallback}: the champion does harm"] if self.fallback else []
         return "\n".join(
             [*lines, self.promotion.text() if self.promotion else f"week {self.week}: no retraining asked for"]
         )
@@ -50,6 +52,7 @@ def retrain(
     as_of: datetime,
     now: datetime,
     force: bool = False,
+    page: bool = True,
     finish: Finish | None = None,
     progress: Progress | None = None,
 ) -> Retraining:
@@ -61,10 +64,11 @@ def retrain(
         as_of: nothing that arrived later is used.
         now: written into the champion's history.
         force: train also where the decision does not ask for it (never on broken data).
+        page: of `train_challenger`.
         finish: of `train_challenger`.
         progress: of `train_challenger`.
 
-    Raises: DataError: the data is broken, there is no decision, or another retraining runs.
+    Raises: DataError: the data is broken, or there is no decision. StoreError: another retraining runs.
     """
     with changing_champion(data):
         decision = last_decision(data / "monitoring")
@@ -76,15 +80,26 @@ def retrain(
         fallback = fall_back(campaign, data, f"week {week}", as_of=as_of, now=now) if harmful else None
         if action != "retrain" and not force:
             return Retraining(week, action, fallback)
-        challenger = train_against(campaign, data, as_of=as_of, finish=finish, progress=progress)
+        history = read_history(data / "monitoring", date.fromisoformat(decision["monday"]))
+        since = changed_since([*history, decision], campaign)
+        challenger = train_against(
+            campaign, data, as_of=as_of, since=since, page=page, finish=finish, progress=progress
+        )
         promotion = promote_challenger(campaign, data, challenger.tag, force=False, now=now)
         return Retraining(week, action, fallback, promotion)
 
 
 def train_against(
-    campaign: Campaign, data: Path, *, as_of: datetime, finish: Finish | None, progress: Progress | None
+    campaign: Campaign,
+    data: Path,
+    *,
+    as_of: datetime,
+    since: datetime | None,
+    page: bool,
+    finish: Finish | None,
+    progress: Progress | None,
 ) -> Challenger:
     """Train a challenger, from scratch and on from the champion where there is one."""
     tag = champion_tag()
     champion = NumpyModel.load(model_path(tag)) if tag else None
-    return train_challenger(campaign, as_of, data, finish=finish, progress=progress, champion=champion)
+    return train_challenger(campaign, as_of, data, finish=finish, progress=progress, champion=champion, since=since)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from campaign import Campaign
-from feature_repo.atomic import exclusive, replacing, write_json, write_text
+from feature_repo.atomic import locked, replacing, write_json, write_text
 from feature_repo.log_files import STATE
 from models.challenger import Finish
 from rehearsal.script import RANDOM_WEEKS, Result, Script, Week
@@ -46,13 +46,14 @@ def rehearse(
         finish: of `train_challenger`.
         progress: called with (weeks done, weeks in all).
 
-    Raises: DataError: the same rehearsal is being played, or an experiment would not mature in it.
+    Raises: StoreError: the same rehearsal is being played. DataError: an experiment would not mature in it.
     """
     from rehearsal.experiment import check, found
 
     check(script, campaign)
     folder = data / "rehearsals" / script.name
-    with exclusive(data / "rehearsals" / f".{script.name}.lock", f"the rehearsal {script.name}"):
+    busy = f"the rehearsal {script.name} is running already; wait until it is done"
+    with locked(data / "rehearsals" / f".{script.name}.lock", busy):
         _begin(folder, script, campaign)
         with environment(folder):
             weeks = _play(script, campaign, folder, finish, progress)
@@ -136,7 +137,9 @@ class Stage:
 
         self._snapshots([day - timedelta(days=7 * k) for k in range(1, RANDOM_WEEKS + 1)])
         if champion_tag() is None:
-            first = train_challenger(self.campaign, _midnight(day), self.data, finish=self.finish)
+            first = train_challenger(
+                self.campaign, _midnight(day), self.data, finish=self.finish, page=self.script.reports
+            )
             promote(first.tag, "the first model of the rehearsal", at=_midnight(day).isoformat())
 
     def play(self, number: int, world: World, service: InProcessService) -> tuple[Week, np.ndarray]:
@@ -164,7 +167,7 @@ class Stage:
         week = replace(week, alarm=verdict.reasons, action=verdict.action)
         if verdict.action != "retrain" and not verdict.fallback:
             return week, arms
-        done = retrain(self.campaign, self.data, as_of=now, now=now, finish=self.finish)
+        done = retrain(self.campaign, self.data, as_of=now, now=now, finish=self.finish, page=self.script.reports)
         gate = done.promotion.gate if done.promotion else None
         week = replace(week, fallback=done.fallback is not None, gate=gate.verdict if gate else "")
         return replace(week, promoted=bool(done.promotion and done.promotion.promoted)), arms

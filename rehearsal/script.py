@@ -30,7 +30,7 @@ class Script:
         users: of the platform at its end; each decides every fourth Monday.
         seed: of the world.
         drift: kind of drift, None for none; drift_week: the week (from 1) on whose Monday it begins.
-        reports: draw Evidently's report of every week.
+        reports: draw the reports of every week and of every training.
         experiment: the week (from 1) on whose Monday a live experiment begins, None for none.
     """
 

@@ -136,3 +136,17 @@ def test_report_of_a_policy_that_is_not_certified_says_do_not_send():
     assert "Gain over sending it to nobody" not in seen
     assert "Guardrails of the smallest policy, which ended the test" in seen
     assert re.search(r"The sequence ended at retention, [^:]*: (fail|underpowered)", seen)
+
+
+def test_own_cut_is_taken_whatever_the_guardrails_say_within_the_budget():
+    frame, mu = world(2_000)  # so few that no threshold is certified
+    assert choose_and_evaluate(CAMPAIGN, frame, mu, {})[0].threshold == np.inf
+    choice, values = choose_and_evaluate(CAMPAIGN, frame, mu, {}, own_cut=True)
+    assert choice.threshold == 0
+    assert "the gate tests the guardrails" in choice.reason
+    assert set(choice.table["status"]) >= {"underpowered"}
+    assert values["policy"].eq("uplift policy").any()
+    everybody = mu.copy()
+    everybody[:, 1, 2] += np.linspace(10, 20, len(mu))  # a score above 0 for all: the budget cuts
+    choice, _ = choose_and_evaluate(CAMPAIGN, frame, everybody, {}, own_cut=True)
+    assert choice.candidates["share"][choice.candidates["chosen"]].item() == pytest.approx(0.9, abs=0.01)

@@ -1,10 +1,10 @@
-from datetime import timedelta
+from datetime import UTC, datetime, time, timedelta
 
 import pytest
 from monitored import MONDAY, campaign
 
 from monitoring.checks import Check
-from monitoring.decide import Statistics, decide, in_words, week_name
+from monitoring.decide import Statistics, changed_since, decide, in_words, week_name
 from monitoring.drift import ColumnDrift, Drift
 from monitoring.realised import Realised, UpliftTest
 
@@ -22,16 +22,16 @@ def drift(warn=(), red=(), predictions=(), features=20, eligible=0.5):
     return Drift((*columns, *(column(n, True, role="prediction") for n in predictions)), eligible, 0.5)
 
 
-def realised(alarm=False, inverted=False):
+def realised(alarm=False, inverted=False, gain=0.1):
     test = UpliftTest("offer", "weighted", 0.2, 0.1, 0.02, 0.5, 0.1, 1e-4, 0.004, 0.5, 0.8, alarm, inverted)
-    return Realised(1000, ("2026-W01",), (test,), (), (), 0.1, 0.02)
+    return Realised(1000, ("2026-W01",), (test,), (), (), gain, 0.02)
 
 
 def verdict(statistics, history=(), week=MONDAY):
     return decide(week, "m1", statistics, history, SETUP)
 
 
-def before(weeks, action="warn", drift_weeks=1, champion="m1", reasons=()):
+def before(weeks, action="warn", drift_weeks=1, champion="m1", reasons=(), fallback=False):
     monday = (MONDAY - timedelta(weeks=weeks)).isoformat()
     return {
         "monday": monday,
@@ -39,6 +39,7 @@ def before(weeks, action="warn", drift_weeks=1, champion="m1", reasons=()):
         "drift_weeks": drift_weeks,
         "champion": champion,
         "reasons": list(reasons),
+        "fallback": fallback,
     }
 
 
@@ -120,9 +121,46 @@ def test_decide_predictions_alone_only_warn():
 
 @pytest.mark.parametrize(("weeks", "action"), [(1, "warn"), (2, "warn"), (3, "retrain")])
 def test_decide_cooldown(weeks, action):
-    decision = verdict(Statistics((OK,), drift(), realised(alarm=True)), [before(weeks, "retrain")])
+    new = [before(weeks, "retrain", champion="m0")]  # the gate replaced m0
+    decision = verdict(Statistics((OK,), drift(), realised(alarm=True)), new)
     assert decision.action == action
     assert ("cooldown" in decision.reasons) == (action == "warn")
+
+
+@pytest.mark.parametrize("last", [before(1, "retrain"), before(1, "retrain", champion="m0", fallback=True)])
+def test_decide_uplift_still_wrong_asks_every_week_until_a_challenger_is_promoted(last):
+    assert verdict(Statistics((OK,), drift(), realised(alarm=True)), [last]).action == "retrain"
+    assert verdict(Statistics((OK,), drift(red=["a"]), realised()), [last]).action == "warn"  # not for features
+
+
+@pytest.mark.parametrize(
+    ("alarm", "gain", "fallback"), [(True, -0.01, True), (True, 0.01, False), (False, -0.5, False)]
+)
+def test_decide_falls_back_from_a_policy_worse_than_nothing_if_its_promise_is_broken(alarm, gain, fallback):
+    decision = verdict(
+        Statistics((OK,), drift(), realised(alarm=alarm, gain=gain)), [before(1, "retrain", champion="m0")]
+    )
+    assert decision.fallback == fallback
+    assert ("harmful:-0.010" in decision.reasons) == fallback
+    assert decision.action == ("retrain" if fallback else "warn" if alarm else "none")
+
+
+def monday(weeks):
+    return datetime.combine(MONDAY + timedelta(weeks=weeks), time.min, UTC)
+
+
+def test_changed_since_the_newest_matured_week_of_the_first_alarm_in_a_row():
+    alarm = {"reasons": ["realised_uplift:offer/weighted"], "action": "warn"}
+    weeks = [before(20) | alarm, before(3) | alarm, before(2), before(0) | alarm]  # 20 weeks ago: another change
+    assert changed_since(weeks, SETUP) == monday(-3) - timedelta(days=30)
+    assert changed_since(weeks[::-1], SETUP) == monday(-3) - timedelta(days=30)
+    assert changed_since([*weeks, before(-1)], SETUP) is None
+
+
+def test_changed_since_the_first_week_that_drifted():
+    drifted = before(0, "retrain", drift_weeks=2, reasons=["feature_drift:country"])
+    assert changed_since([before(1, reasons=["feature_drift:country"]), drifted], SETUP) == monday(-1)
+    assert changed_since([before(0, reasons=["feature_drift:country"])], SETUP) is None  # seen once: a doubt
 
 
 def test_decide_inverted_ranking_falls_back_even_in_cooldown():
@@ -139,7 +177,7 @@ def test_decision_text_says_reasons_in_words():
 
 
 @pytest.mark.parametrize(
-    "code", ["data:rows", "realised_uplift:a/b,c/d", "inverted:a", "cooldown", "prediction_drift:x"]
+    "code", ["data:rows", "realised_uplift:a/b,c/d", "inverted:a", "harmful:-0.010", "cooldown", "prediction_drift:x"]
 )
 def test_in_words_knows_every_code(code):
     assert in_words(code)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import timedelta
 
 import numpy as np
@@ -71,6 +72,9 @@ def test_upside_down_ranking_is_inverted(profile):
     realised = measure_realised(pooled(np.random.default_rng(13), 5_000, Truth(invert=True)), SETUP, profile["lines"])
     assert realised.inverted == ["premium_offer"]
     assert realised.gain < 0
+    assert realised.harmful
+    assert not replace(realised, gain=0.01).harmful
+    assert not replace(realised, tests=tuple(replace(test, alarm=False) for test in realised.tests)).harmful
 
 
 def test_fit_line_equals_statsmodels_with_clusters():

@@ -87,7 +87,7 @@ os.environ |= {"TACTFUL_DATA": folder + "/data", "TACTFUL_FEATURE_REPO": folder 
 from datetime import UTC, datetime
 from pathlib import Path
 from bentos.engine import load_bundle
-from campaign import DataError, load_campaign
+from campaign import DataError, StoreError, load_campaign
 from models import registry
 from models.registry import model_path, read_pointer
 from monitoring import promotion
@@ -108,7 +108,7 @@ found["report"] = (data / "reports" / found["silent"].replace(":", "-") / "frame
 with changing_champion(data):
     try:
         retrain(campaign, data, **when)
-    except DataError as error:
+    except StoreError as error:
         found["busy"] = str(error)
 week = sorted((data / "monitoring").glob("*-W*/decision.json"))[-1]
 decision = json.loads(week.read_text()) | {"action": "warn", "fallback": True}
