@@ -151,6 +151,7 @@ class DecisionLog:
         self.error: str | None = None
         self._handle: int | None = None
         self._size = 0
+        self._refused = 0
         self._day = ""
         self._known: set[str] = set()
 
@@ -167,6 +168,7 @@ class DecisionLog:
         try:
             handle = self._open(day)
             data = line if context.id in self._known else context.line + line
+            self._refused = len(data)
             self._write(handle, data)
         except OSError as error:
             self.error = f"{self.folder}: cannot write the decision log: {error.strerror}"
@@ -184,10 +186,12 @@ class DecisionLog:
             raise LogError(self.error) from None
 
     def check(self, context: Context, day: str) -> bool:
-        """Whether a line can be written now; writes a context line to find out when the last write failed."""
+        """Whether a line can be written now; after a failure, whether one as long as that which failed can."""
         if self.error is None and self._handle is not None:
             return True
-        with contextlib.suppress(LogError):
+        with contextlib.suppress(LogError, OSError):
+            if self.error is not None:
+                self._reserve(self._refused, day)
             self.append(context, context.line, day)
         return self.error is None
 
@@ -211,6 +215,14 @@ class DecisionLog:
             else:
                 os.close(handle)
         return self._handle
+
+    def _reserve(self, size: int, day: str) -> None:
+        """Take that many bytes of the disk and give them back: a short line may fit where a batch does not."""
+        handle = self._open(day)
+        try:
+            os.posix_fallocate(handle, self._size, max(size, 1))
+        finally:
+            os.ftruncate(handle, self._size)
 
     def _write(self, handle: int, data: bytes) -> None:
         written = 0
