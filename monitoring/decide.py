@@ -265,7 +265,7 @@ _WORDS = {
     "feature_drift": "features moved since training: {what}",
     "prediction_drift": "the predictions moved since training: {what}",
     "inverted": "users ranked high gain less than users ranked low, for {what}: fall back at once",
-    "harmful": "the policy is worse than sending nothing, by {what} EUR per user: fall back at once",
+    "harmful": "the policy gains {what} EUR per user over sending nothing: fall back at once",
     "cooldown": "a retraining is less than the cooldown ago, so none is asked for",
 }
 

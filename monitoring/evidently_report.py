@@ -79,6 +79,19 @@ def build_report(
     return report.run(current, past, beside, timestamp=_midnight(decision.week), name=week_name(decision.week))
 
 
+def stopped_report(decision: Decision) -> Any:
+    """The run of a week whose data is broken: its verdict alone, so that the dashboard shows that week too."""
+    from evidently import Dataset, Report
+
+    from monitoring import evidently_metrics as m
+
+    verdict = pd.DataFrame([("exit_code", decision.exit_code, np.nan)], columns=["key", "now", "reference"])
+    run = Report([m.ExitCode()])
+    beside = {"recorded": verdict}
+    data = Dataset.from_pandas(verdict[["now"]])
+    return run.run(data, None, beside, timestamp=_midnight(decision.week), name=week_name(decision.week))
+
+
 def own_metrics(statistics: Statistics, campaign: Campaign) -> list[Any]:
     """Our metrics, most important first."""
     from evidently.tests import gte

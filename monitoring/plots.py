@@ -51,7 +51,7 @@ def drift_plot(columns: Sequence[ColumnDrift], limit: float) -> str:
         size = f'width="{x(c.effect) - left:.1f}" height="{0.7 * step:.1f}"'
         parts.append(f'<rect x="{left}" y="{middle - 0.35 * step:.1f}" {size} fill="{colour}"/>')
     parts.append(_rule(x(limit), TOP, x(limit), HEIGHT - BOTTOM, "4 3"))
-    parts.append(_text(x(limit), HEIGHT - 18, f"threshold {limit:g}"))
+    parts.append(_text(x(limit), HEIGHT - 18, f"threshold {limit:g}", "end"))
     parts.append(_text(WIDTH / 2, HEIGHT - 3, "shift since training, reference sd (grey: not counted)"))
     return _svg(parts, "Most drifted columns")
 

@@ -76,7 +76,7 @@ def run_week(inputs: WeekInputs, out_dir: Path) -> Decision:
     decision = replace(verdict, record=record(inputs, statistics))
     with replacing(out_dir / week_name(inputs.monday)) as folder:
         folder.mkdir()
-        if inputs.reference_sample is not None and decision.record["report"]:
+        if inputs.reference_sample is not None:
             _write_report(inputs, inputs.reference_sample, decision, statistics, folder, out_dir / "workspace")
         write_json(folder / "stats.json", as_json(asdict(statistics)))
         write_text(folder / "summary.html", summary_html(decision, statistics, history, inputs.campaign))
@@ -95,10 +95,13 @@ def _write_report(
 ) -> None:
     from monitoring import evidently_report  # importing Evidently takes seconds
 
-    run = evidently_report.build_report(
-        decision, statistics, inputs.week_frame, reference, inputs.profile, inputs.campaign
-    )
-    evidently_report.save_html(run, folder / "report.html")
+    if decision.record["report"]:
+        run = evidently_report.build_report(
+            decision, statistics, inputs.week_frame, reference, inputs.profile, inputs.campaign
+        )
+        evidently_report.save_html(run, folder / "report.html")
+    else:
+        run = evidently_report.stopped_report(decision)
     evidently_report.update_workspace(workspace, run, inputs.monday, inputs.campaign)
 
 

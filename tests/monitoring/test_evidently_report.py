@@ -2,10 +2,13 @@
 
 import json
 import re
+import shutil
+from datetime import timedelta
 
 import numpy as np
+import pandas as pd
 import pytest
-from monitored import make_frame, make_inputs
+from monitored import MONDAY, make_frame, make_inputs
 
 from monitoring.evidently_report import SAMPLE_ROWS, sample
 from monitoring.weekly import run_week
@@ -66,6 +69,18 @@ def test_own_metrics_carry_the_full_data_values(out):
     decision = json.loads((out / "2026-W06" / "decision.json").read_text())
     for value in (decision["drift"]["share_eligible"], decision["realised"]["tests"][0]["realised"]):
         assert repr(value) in text
+
+
+def test_workspace_shows_a_week_of_broken_data_by_its_verdict_alone(out, tmp_path, profile, quiet_week, matured):
+    shutil.copytree(out, tmp_path / "monitoring")
+    out, monday = tmp_path / "monitoring", MONDAY + timedelta(weeks=1)
+    broken = quiet_week.head(3_000).assign(l03=0.0, decided_at=quiet_week["decided_at"] + pd.Timedelta(weeks=1))
+    reference = make_frame(np.random.default_rng(40), 3_000, service=False)
+    run_week(make_inputs(profile, broken, matured, monday, reference_sample=reference), out)
+    assert not (out / "2026-W07" / "report.html").exists()
+    second, _ = sorted((p.read_text() for p in (out / "workspace").glob("*/snapshots/*.json")), key=len)
+    assert '"value": 20.0' in second or '"value":20.0' in second
+    assert "uplift" not in second
 
 
 def test_sample_is_seeded_and_bounded():
