@@ -29,6 +29,7 @@ A PLAN.toml for a plain table of any experiment (one row per user):
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,6 +41,26 @@ from campaign import Campaign, read_toml, validated
 
 def _short_direction(value: Any) -> Any:
     return value.removesuffix(" is better") if isinstance(value, str) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _numbers(what: str) -> Any:
+    """Validator of a list of finite numbers, or of what else `what` names: one message where a union gives several."""
+
+    def check(value: Any) -> Any:
+        listed = [*value.values()] if isinstance(value, dict) else value
+        alone = isinstance(value, int) and what.startswith("a number")
+        numbers = isinstance(listed, (list, tuple)) and all(
+            type(x) in (int, float) and math.isfinite(x) for x in listed
+        )
+        if value is not None and (isinstance(value, bool) or not (alone or numbers)):
+            raise ValueError(f"got {value!r}; expected {what}")
+        return tuple(value) if isinstance(value, list) else value
+
+    return BeforeValidator(check)
 
 
 def _as_text(value: Any) -> Any:
@@ -104,10 +125,14 @@ class ExperimentPlan(_Frozen):
     variant: Column = "variant"
     control: Label = "control"
     treatment: Label | tuple[Label, ...] = "treatment"
-    shares: tuple[float, ...] | dict[str, float] | None = None
+    shares: Annotated[
+        tuple[float, ...] | dict[str, float] | None, _numbers("numbers, control's first, or a number by variant")
+    ] = None
     segments: tuple[Column, ...] = ()
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
-    looks: int | tuple[float, ...] = 1
+    looks: Annotated[
+        int | tuple[float, ...], _numbers("a number of readings, or a list of shares or numbers of users")
+    ] = 1
     planned_users: int | None = Field(default=None, ge=1)
     day: Column = "day"
     exposure: Column | None = None
@@ -117,7 +142,7 @@ class ExperimentPlan(_Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> ExperimentPlan:
-        if len(set(self.variants)) < len(self.variants) or len(self.variants) < 2:
+        if len(set(self.variants)) < len(self.variants) or len(self.variants) < 2 or "" in self.variants:
             raise ValueError(f"variants == {list(self.variants)}: control and every treatment must have its own name")
         names = [m.name for m in self.metric]
         if len(set(names)) < len(names):

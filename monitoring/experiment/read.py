@@ -235,6 +235,8 @@ def _notes(frame: pd.DataFrame, plan: ExperimentPlan, look: Look, trigger: Any) 
             "valid at any spacing and wider than the O'Brien-Fleming bounds"
         )
     for metric in plan.metric:
+        if metric.covariate and frame[metric.covariate].nunique() == 1:
+            notes.append(f"{metric.covariate}: the same for everybody, so it narrows nothing")
         if metric.covariate and (unknown := int(frame[metric.covariate].isna().sum())):
             notes.append(
                 f"{metric.covariate}: {unknown} of {len(frame)} users had none; the mean of the others is used"

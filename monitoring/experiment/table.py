@@ -12,6 +12,8 @@ import pandas as pd
 from campaign import DataError
 from monitoring.experiment.plan import ExperimentPlan, Metric
 
+LARGEST = 1e100  # of a value: squares of larger ones overflow
+SEGMENT_USERS = 4  # fewer users per value than this on average: an id or a quantity, no segment
 MISSING = "(missing)"  # a user without a segment value is in a segment of its own
 
 
@@ -61,6 +63,11 @@ def checked_table(frame: pd.DataFrame, plan: ExperimentPlan) -> ExperimentTable:
 
     Raises: DataError: a column is missing, a user has several rows, an outcome is null, a value is not as planned.
     """
+    if not isinstance(frame, pd.DataFrame) or not isinstance(plan, ExperimentPlan):
+        raise DataError(
+            f"read_experiment got {type(frame).__name__} and {type(plan).__name__}; expected a pandas DataFrame and an "
+            "ExperimentPlan (ExperimentPlan.from_toml reads one from a file)"
+        )
     named = [plan.unit, plan.variant, *plan.segments, *(m.name for m in plan.metric)]
     named += [m.covariate for m in plan.metric if m.covariate] + [c for c in (plan.exposure, plan.trigger) if c]
     for column in named:
@@ -85,7 +92,11 @@ def need_column(frame: pd.DataFrame, column: str) -> None:
     """Refuse a table without a column that the plan names, and say what it may have meant (DataError)."""
     if column not in frame.columns:
         near = difflib.get_close_matches(column, [str(c) for c in frame.columns], n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"the table has {', '.join(map(str, frame.columns))}"
+        hint = (
+            f"did you mean {near[0]!r}?"
+            if near
+            else f"the table has {', '.join(map(str, frame.columns)) or 'no columns'}"
+        )
         raise DataError(f"column {column!r}: the plan names it and the table has no such column; {hint}")
     if list(frame.columns).count(column) > 1:
         raise DataError(f"column {column!r}: the table has it {list(frame.columns).count(column)} times; keep one")
@@ -118,14 +129,14 @@ def _one_row_per_unit(units: pd.Series, variant: np.ndarray) -> None:
     if not repeated.any():
         return
     variants = pd.Series(variant).groupby(units.to_numpy()).nunique()
-    crossed = variants[variants > 1]
+    crossed, name = variants[variants > 1], f"column {units.name!r}"
     if len(crossed):
         raise DataError(
-            f"column {units.name!r}: {len(crossed)} users are in more than one variant (first: {crossed.index[0]!r}); "
-            "the assignment is broken, or rows were joined wrongly"
+            f"{name}: {len(crossed)} users are in more than one variant (first: {str(crossed.index[0])!r}); the "
+            "assignment is broken, or rows were joined wrongly"
         )
     raise DataError(
-        f"column {units.name!r}: {int(units.duplicated().sum())} duplicate rows (first: {units[repeated].iloc[0]!r}); "
+        f"{name}: {int(units.duplicated().sum())} duplicate rows (first: {str(units[repeated].iloc[0])!r}); "
         "expected one row per user: aggregate each user's outcomes first"
     )
 
@@ -150,8 +161,8 @@ def outcome_values(frame: pd.DataFrame, metric: Metric, unit: str) -> np.ndarray
     if missing.any():
         raise DataError(
             f"column {metric.name!r}: {int(missing.sum())} of {len(values)} values are null (first: {unit} "
-            f"{frame[unit][missing].iloc[0]!r}). Keep only users whose outcome window has closed (choose them by time "
-            "of entry, never by outcome), and write 0 where nothing happened"
+            f"{str(frame[unit][missing].iloc[0])!r}). Keep only users whose outcome window has closed (choose them by "
+            "time of entry, never by outcome), and write 0 where nothing happened"
         )
     if metric.kind == "binary" and not np.isin(values, (0.0, 1.0)).all():
         odd = values[~np.isin(values, (0.0, 1.0))]
@@ -163,13 +174,19 @@ def outcome_values(frame: pd.DataFrame, metric: Metric, unit: str) -> np.ndarray
 
 
 def _numbers(values: pd.Series) -> np.ndarray:
-    """Float values with NaN for null; refuses text and infinities."""
+    """Float values with NaN for null; refuses text, infinities and what no square of fits a float."""
     values = values.infer_objects()  # numbers in a column of objects, as a nullable column is often loaded
-    if not (pd.api.types.is_numeric_dtype(values) or values.isna().all()):
-        raise DataError(f"column {values.name!r}: expected numbers, found {values.dtype} (first: {values.iloc[0]!r})")
+    numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_complex_dtype(values)
+    if not (numeric or values.isna().all()):
+        first = values.dropna().iloc[0]
+        remedy = "; write true as 1 and false as 0" if str(first).lower() in ("true", "false", "yes", "no") else ""
+        kind = "text" if isinstance(first, str) else type(first).__name__
+        raise DataError(f"column {values.name!r}: expected numbers, found {kind} (first: {str(first)!r}){remedy}")
     numbers = values.astype("Float64").to_numpy(dtype=float, na_value=np.nan)
     if np.isinf(numbers).any():
         raise DataError(f"column {values.name!r}: {int(np.isinf(numbers).sum())} infinite values; correct the source")
+    if (np.abs(numbers) > LARGEST).any():
+        raise DataError(f"column {values.name!r}: values up to {np.nanmax(np.abs(numbers)):.3g}, beyond {LARGEST:g}")
     return numbers
 
 
@@ -185,10 +202,19 @@ def covariate_values(values: pd.Series) -> np.ndarray:
 
 
 def segment_groups(values: pd.Series) -> Grouping:
-    """A segment column as codes; null is a segment of its own, and so is a category that no user has."""
+    """A segment column as codes; null is a segment of its own, and so is a category that no user has.
+
+    Raises: DataError: nobody has a value, or nearly everybody has its own.
+    """
     if values.isna().all():
         raise DataError(f"segment column {values.name!r}: no user has a value; fill it, or drop it from the plan")
-    return _grouping(values)
+    groups = _grouping(values)
+    if len(groups.labels) > max(20, len(values) / SEGMENT_USERS):
+        raise DataError(
+            f"segment column {values.name!r}: {len(groups.labels)} values among {len(values)} users, so an id or a "
+            "quantity; expected groups of users: bin it, or drop it from the plan"
+        )
+    return groups
 
 
 def _grouping(values: pd.Series) -> Grouping:

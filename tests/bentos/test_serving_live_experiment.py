@@ -1,4 +1,4 @@
-"""Live experiments end to end through the real server: file, assignment, log, outcomes, read-out.
+"""Live experiments end to end: train, `experiment plan`, the server's assignment, log, outcomes, `experiment read`.
 
 The platform is simulated: it acts on the server's answers and knows the true effect of every arm on every user.
 """
@@ -14,48 +14,31 @@ import httpx
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import run_world
 from serving_world import END, NOW, world_env
 
 from bentos import serve
-from bentos.decision_log import compact
 from campaign import DataError, load_campaign
 from feature_repo.contracts import DECISIONS, check_file
 from monitoring.experiment.assign import experiment_variant
-from monitoring.experiment.file import Variant, new_experiment, write_experiment
+from monitoring.experiment.file import read_experiment_file
 from monitoring.experiment.live import read_live
-from monitoring.experiment.plan import plan_of_campaign
+from simulator.random_phase import random_day
 from simulator.world import World
 
-USERS, BEFORE, AFTER = 4000, 28, 33  # days before and after the one on which everybody is decided about
-pytestmark = pytest.mark.slow  # about a minute of CPU: a world, a store, a model and a server of its own
+USERS = 4000
+BEFORE, AFTER = 84, 33  # days before and after the one on which everybody is decided about; random arms on two of them
+pytestmark = pytest.mark.slow  # a minute and a half of CPU: a world, a store, a model and a server of its own
 AS_OF = datetime(END.year, END.month, END.day, tzinfo=UTC) + timedelta(days=AFTER - 1)
 CAMPAIGN = load_campaign(Path(__file__).parents[2] / "campaign.toml")
 
 
-def policies():
-    return {
-        "one": [
-            Variant(name="send_none", policy="send_none", share=0.5),
-            Variant(name="champion", policy="champion", share=0.5),
-        ],
-        "two": [
-            Variant(name="send_all", policy="send_all", share=0.4),
-            Variant(name="strict", policy="threshold", threshold=3.0, share=0.6),
-        ],
-    }  # fmt: skip
-
-
-def started(folder, name, variants, share, ramp):
-    plan = plan_of_campaign(
-        CAMPAIGN, variants[0].name, [variants[1].name], shares=[v.share for v in variants], planned_users=1000,
-        exposure="received",
-    )  # fmt: skip
-    made = new_experiment(
-        folder, CAMPAIGN, name, variants, plan, share=share, starts_at=NOW - timedelta(hours=1), ramp=ramp
-    )
-    write_experiment(folder, made)
-    return made
+# effects so large that 4,000 users can plan: the plan is about arithmetic here, the truth is read below
+EFFECTS = ("--effect", "subscription=0.15", "--effect", "retention=0.15", "--share", "0.5")
+PLANS = {
+    "one": ("--baseline", "send_none", "--threshold", "0", "--ramp", "0.4", *EFFECTS),
+    "two": ("--baseline", "send_all", "--threshold", "1", *EFFECTS),
+}
+VARIANTS = {"one": ("send_none", "threshold_0.000"), "two": ("send_all", "threshold_1.000")}
 
 
 def ask(url, users):
@@ -76,24 +59,50 @@ def ask_when(url, users, reason, user):
     return ask(url, users)
 
 
-def change(folder, *arguments):
-    command = [str(Path(sys.executable).parent / "tactful"), "experiment", "change", *arguments]
-    done = subprocess.run(command, env=world_env(folder), capture_output=True, text=True, timeout=120, check=False)
+def tactful(folder, *arguments):
+    command = [str(Path(sys.executable).parent / "tactful"), *arguments]
+    done = subprocess.run(command, env=world_env(folder), capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
+def change(folder, *arguments):
+    return tactful(folder, "experiment", "change", *arguments)
+
+
+STORE = """
+import shutil, sys
+from datetime import timedelta
+from pathlib import Path
+from campaign import ROOT, data_dir
+from feature_repo.snapshots import build_snapshots
+from serving_world import END, apply_and_materialize
+repo = Path(sys.argv[1]) / "repo"
+(repo / "data").mkdir(parents=True)
+shutil.copy(ROOT / "feature_repo" / "feature_store.yaml", repo)
+build_snapshots(data_dir() / "logs", data_dir() / "features", END, only=[END - timedelta(days=d) for d in (56, 28, 0)])
+apply_and_materialize(repo, "feature_store.yaml")
+"""
+
+
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory):
-    """(folder, world on the day of the decisions): logs of 28 days, features, store, a model that serves."""
+    """(folder, world on the day of the decisions): logs with two days of random arms, store, a trained champion."""
     folder = tmp_path_factory.mktemp("experiment")
     world = World(
         folder / "data", USERS, BEFORE + AFTER, 11, end=END + timedelta(days=AFTER), messages=CAMPAIGN.arm_names[1:],
         phase_step=28,
     )  # fmt: skip
     for _ in range(BEFORE):
-        world.advance()
-    run_world(folder)
+        random_day(world, 0, CAMPAIGN.assignment.holdout_share)
+    environ = world_env(folder)
+    environ["PYTHONPATH"] += f":{Path(__file__).parent}"
+    done = subprocess.run(
+        [sys.executable, "-c", STORE, str(folder)], env=environ, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    tactful(folder, "train")
+    tactful(folder, "promote", "--force")
     return folder, world
 
 
@@ -106,10 +115,9 @@ def lived(platform):
     with serve.serving(folder / "server.log", world_env(folder)) as url:
         stages["before"] = ask(url, users)
         policy = [u for u, d in stages["before"].items() if d["reason"] in ("eligible", "below_threshold")]
-        made = {
-            name: started(experiments, name, variants, 0.5, ramp=0.4 if name == "one" else 1.0)
-            for name, variants in policies().items()
-        }
+        for name, words in PLANS.items():
+            tactful(folder, "experiment", "plan", name, *words)
+        made = {name: read_experiment_file(experiments / f"{name}.json") for name in PLANS}
         baseline = [u for u, v in zip(policy, experiment_variant(made["one"], policy), strict=True) if v == 0]
         stages["ramp 0.4"] = ask_when(url, users, "baseline_arm", baseline[0])
         everybody = made["one"].model_copy(update={"ramp": 1.0})
@@ -125,7 +133,7 @@ def lived(platform):
     for _ in range(AFTER):
         world.decide([again.get(user, 0) for user in world.due().user_ids])
         world.advance()
-    compact(folder / "data" / "decision_log", folder / "data" / "decisions")
+    tactful(folder, "compact")
     files = sorted((folder / "data" / "decisions").glob("date=*/service-*.parquet"))
     for file in files:
         check_file(file, DECISIONS)
@@ -147,13 +155,14 @@ def test_ramp_up_stop_and_back_never_reassign(lived):
     assert len(moved) > 200
     assert (fully.loc[moved] == partly.loc[moved]).all(axis=None)
     grown = (fully["reason"] == "baseline_arm").sum() - (partly["reason"] == "baseline_arm").sum()
-    # send_none has half of experiment one's users: 4000 * .8 * .5 * .6 * .5 more of them at full ramp
-    assert grown == pytest.approx(480, abs=4 * np.sqrt(480))
+    # send_none has half of experiment one's users: .8 * .5 * .6 * .5 of all more of them at full ramp
+    more = 0.12 * len(before)
+    assert grown == pytest.approx(more, abs=4 * np.sqrt(more))
     pd.testing.assert_frame_equal(fully, back)
     # experiment two runs on while one is stopped
     assert (stopped["reason"] == "baseline_arm").any()
     freed = (stopped["reason"] != "baseline_arm") & (back["reason"] == "baseline_arm")
-    assert freed.sum() == pytest.approx(800, abs=4 * np.sqrt(800))
+    assert freed.sum() == pytest.approx(0.2 * len(before), abs=4 * np.sqrt(0.2 * len(before)))
     pd.testing.assert_frame_equal(stopped[freed], before[freed])
     held = before["reason"].isin(["holdout", "exploration"])
     for stage in (partly, fully, stopped, back):
@@ -175,7 +184,7 @@ def test_every_enrolled_decision_logs_variant_and_counterfactual(lived):
     # what the champion would have done is what it did before the experiment
     champion = {u: CAMPAIGN.arm_names.index(d["arm"]) for u, d in stages["before"].items()}
     one = parsed[inside & (parsed["name"] == "one")]
-    assert [row["champion"] for row in one["arms"]] == [champion[u] for u in enrolled["user_id"][one.index]]
+    assert one["champion"].tolist() == [champion[u] for u in enrolled["user_id"][one.index]]
     assert {row["send_none"] for row in one["arms"]} == {0}
     # an explored user's variant is logged as well: a later propensity can be given the variant
     assert (~inside).sum() > 100
@@ -191,7 +200,7 @@ def test_every_enrolled_decision_logs_variant_and_counterfactual(lived):
 @pytest.mark.parametrize("name", ["one", "two"])
 def test_readout_finds_the_truth_and_the_triggered_one_is_narrower(lived, name):
     folder, _, log, _, due = lived
-    variants = [v.name for v in policies()[name]]
+    variants = VARIANTS[name]
     rows = log[(log["layer"] == "experiment")].drop_duplicates("user_id").set_index("user_id")
     parsed = {u: json.loads(text) for u, text in rows["experiment"].items()}
     mine = {u: p for u, p in parsed.items() if p["name"] == name}
@@ -200,6 +209,15 @@ def test_readout_finds_the_truth_and_the_triggered_one_is_narrower(lived, name):
     truth = treatment - control
     plain = read_live(CAMPAIGN, folder / "data", name, AS_OF)
     triggered = read_live(CAMPAIGN, folder / "data", name, AS_OF, triggered=True)
+    # the command reads the same; forecasts are of the plan, made before anybody was enrolled
+    told = json.loads(tactful(folder, "experiment", "read", name, "--json"))
+    assert (told["decision"], told["table"]) == (plain.decision, plain.to_dict()["table"])
+    page = json.loads((folder / "data" / "reports" / "experiments" / name / "readout.json").read_text())
+    planned = read_experiment_file(folder / "data" / "experiments" / f"{name}.json")
+    assert [(row["metric"], row["forecast"]) for row in page["forecast"]] == [
+        (f.metric, f.value) for f in planned.forecast
+    ]
+    assert plain.look.planned_users == planned.plan.planned_users <= plain.look.users
     assert plain.checks["passed"].all()
     assert triggered.checks["passed"].all()
     users = {v: sum(p["variant"] == v for p in mine.values()) for v in variants}

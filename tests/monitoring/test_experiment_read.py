@@ -152,6 +152,15 @@ def test_constant_binary_outcome_has_an_interval(value):
     assert row["status"] == "non_inferior"
 
 
+def test_a_constant_covariate_changes_nothing_and_is_noted():
+    frame = users().assign(listening_before=1.0)
+    plan = PLAN.model_copy(update={"metric": (LISTENING,)})
+    without = plan.model_copy(update={"metric": (LISTENING.model_copy(update={"covariate": None}),)})
+    readout = read_experiment(frame, plan)
+    assert readout.table["effect_size"].tolist() == read_experiment(frame, without).table["effect_size"].tolist()
+    assert readout.notes == ["listening_before: the same for everybody, so it narrows nothing"]
+
+
 def test_constant_continuous_outcome_is_insufficient_without_interval():
     plan = PLAN.model_copy(update={"metric": (LISTENING,)})
     row = read_experiment(users().assign(listening=3.5), plan).table.iloc[0]
@@ -359,7 +368,25 @@ BAD = [
     (lambda f: f.assign(retention=f["retention"].mask(f.index == 7)), "1 of 50 values are null .first: user_id 'u7'"),
     (lambda f: f.assign(retention=0.5), "50 of 50 values are neither 0 nor 1 .first: 0.5."),
     (lambda f: f.assign(retention=np.inf), "50 infinite values"),
-    (lambda f: f.assign(retention="yes"), "'retention': expected numbers, found object"),
+    (lambda f: f.assign(retention="yes"), "'retention': expected numbers, found text .first: 'yes'.; write true as 1"),
+    (
+        lambda f: f.assign(retention="true"),
+        "'retention': expected numbers, found text .first: 'true'.; write true as 1",
+    ),
+    (lambda f: f.assign(retention="0"), "'retention': expected numbers, found text .first: '0'."),
+    (lambda f: f.assign(listening=1j), "'listening': expected numbers, found complex"),
+    (lambda f: f.assign(listening=pd.Timestamp("2026-01-01")), "'listening': expected numbers, found Timestamp"),
+    (lambda f: f.assign(listening=1e200), "'listening': values up to 1e.200, beyond 1e.100"),
+    (lambda f: f.assign(listening_before="many"), "'listening_before': expected numbers, found text"),
+    (lambda f: f.drop(columns="listening_before"), "'listening_before': the plan names it.*mean 'listening'"),
+    (lambda f: f.assign(listening_before=np.inf), "'listening_before': 50 infinite values"),
+    (
+        lambda f: f.assign(plan=np.arange(50.0)),
+        "segment column 'plan': 50 values among 50 users, so an id or a quantity",
+    ),
+    (lambda f: f.assign(variant=f["variant"] + " "), "50 of 50 rows .*not in the plan .first: '.* '.; expected"),
+    (lambda f: f[[]], "'user_id': the plan names it .*the table has no columns"),
+    (lambda f: f.to_dict(), "got dict and ExperimentPlan; expected a pandas DataFrame and an ExperimentPlan"),
     (lambda f: f.assign(variant=f["variant"].mask(f.index == 3, "b")), "1 of 50 rows .*not in the plan .first: 'b'"),
     (
         lambda f: f.assign(variant=f["variant"].mask(f.index == 3)),
