@@ -1,6 +1,6 @@
 """What the experiment read-out promises, measured on simulated experiments with known truth.
 
-    .venv/bin/python benchmarks/experiment.py [aa|srm|power|triggered|cuped|forecast ...]
+    .venv/bin/python benchmarks/experiment.py [aa|srm|power|triggered|cuped|forecast|rehearsed ...]
 
 Writes the section `experiment` of docs/benchmarks.md. One process, about 7 minutes of one core; every figure carries
 its Monte-Carlo standard error and its seed. Small versions of the same functions run in the tests.
@@ -13,20 +13,30 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
 
+from campaign import data_dir, load_campaign
 from feature_repo.atomic import write_text
 from models import Outcome, evaluate
+from models.frame import read_decisions
+from models.outcomes import measure_outcomes
 from models.policy import Threshold
+from monitoring.experiment.assign import experiment_variant
 from monitoring.experiment.design import forecasts_of
+from monitoring.experiment.file import Variant, new_experiment
 from monitoring.experiment.forecast import forecast_against_outcome
-from monitoring.experiment.plan import ExperimentPlan, Metric
+from monitoring.experiment.live import outcome_frame
+from monitoring.experiment.plan import ExperimentPlan, Metric, plan_of_campaign
 from monitoring.experiment.power import plan_experiment
 from monitoring.experiment.read import Readout, read_experiment
 from monitoring.experiment.stats import sample_ratio_p
+from simulator import OUTCOMES, World
+from simulator.random_phase import random_day
 
 SEGMENTS = np.array(["free", "premium", "trial"])
 SEGMENT_SHARES = (0.6, 0.3, 0.1)
@@ -34,6 +44,10 @@ SUBSCRIPTION = Metric(name="subscription", kind="binary", role="success")
 LISTENING = Metric(name="listening", kind="continuous", role="success", covariate="listening_before")
 RETENTION = Metric(name="retention", kind="binary", role="guardrail", margin=0.03, segment_margin=0.10)
 GUARDED = ExperimentPlan(segments=("plan",), metric=(SUBSCRIPTION, RETENTION))
+EVENING = 18  # hour from which the candidate of a rehearsed experiment sends
+REHEARSED = 300
+PIECE_SECONDS = 420  # a run that has not finished by then keeps what it has, and says so
+Row = tuple[str, str, str]  # promise, target, measured
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "benchmarks.md"
 
 
@@ -212,7 +226,77 @@ def forecast_coverage(n_experiments: int, n_offline: int, n_live: int, seed: int
     return pd.concat(compared, ignore_index=True)
 
 
-Row = tuple[str, str, str]  # promise, target, measured
+def rehearsed_experiment(seed: int, users: int, root: Path) -> pd.DataFrame:
+    """One experiment on the simulated platform: forecast from its random phase, live test two windows later.
+
+    Offline are the decisions of world day 28 (random arms), evaluated doubly robust against sending nothing; the same
+    users decide again on day 84 in the variant that the service's hash gives them. All outcomes are measured from the
+    raw logs, the live ones with the window before as covariate.
+
+    Returns: one row per metric, as from `forecast_against_outcome`, and the live effect's `truth`.
+    """
+    campaign, live_day, end = load_campaign(), 84, date(2026, 11, 23)
+    world = World(root, users, live_day + 32, seed, end=end, messages=campaign.arm_names[1:], phase_step=28)
+    while world.day < live_day:
+        random_day(world, 0, campaign.assignment.holdout_share)
+    today = datetime.combine(world.date, datetime.min.time(), UTC)
+    variants = [
+        Variant(name="send_none", policy="send_none", share=0.5),
+        Variant(name="evening", policy="send_all", share=0.5),
+    ]
+    plan = plan_of_campaign(campaign, "send_none", ["evening"]).model_copy(update={"segments": ()})
+    experiment = new_experiment(root, campaign, f"seed-{seed}", variants, plan, share=1.0, starts_at=today)
+    log = read_decisions(root / "decisions")
+    log = log[log["decided_at"] < today - timedelta(days=40)].reset_index(drop=True)
+    log = log.join(measure_outcomes(log, root / "logs", campaign.outcome, today)).assign(evening=log["hour"] >= EVENING)
+    outcomes = [Outcome(f"y_{o.name}", o.kind, o.weight) for o in campaign.outcome]
+    policy = {"evening": np.column_stack([~log["evening"], log["evening"]]).astype(float)}
+    evaluation = evaluate(
+        log, policy, outcomes, features=["hour", "surface"], estimators=("dr",), baselines=("send_none",)
+    )
+    evaluation["outcome"] = evaluation["outcome"].str.removeprefix("y_")
+    forecasts = forecasts_of(evaluation, "evening", "send_none", "evening")
+    due = world.due()
+    variant = experiment_variant(experiment, due.user_ids.tolist())
+    sent = due.hour >= EVENING
+    world.decide(np.where((variant == 1) & sent, 1, 0))
+    for _ in range(31):
+        world.advance()  # outcomes close with the window: what is decided on its last day no longer counts
+        if len(world.due().user_ids):
+            world.decide(np.zeros(len(world.due().user_ids), dtype=np.int64))
+    decided = pd.DataFrame({"user_id": due.user_ids, "decided_at": pd.to_datetime(due.decided_at, utc=True)})
+    frame = outcome_frame(decided, campaign, root / "logs", datetime.combine(world.date, datetime.min.time(), UTC))
+    frame = frame.assign(user_id=due.user_ids, variant=np.array(["send_none", "evening"])[variant])
+    truth = ((due.truth[:, 1] - due.truth[:, 0]) * sent[:, None]).mean(axis=0)
+    names = dict(zip(OUTCOMES, truth, strict=True))
+    true = {o.name: names[o.measure] for o in campaign.outcome}
+    compared = forecast_against_outcome(forecasts, frame, plan)
+    return compared.assign(truth=compared["metric"].map(true), seed=seed)
+
+
+def rehearsed_forecasts() -> list[Row]:
+    """Offline forecast against live outcome on the simulated platform; finished seeds are kept and not run again."""
+    kept = data_dir() / "benchmarks" / "rehearsed"
+    kept.mkdir(parents=True, exist_ok=True)
+    began, seeds = time.monotonic(), range(1000, 1000 + REHEARSED)
+    for seed in seeds:
+        if (kept / f"{seed}.csv").exists():
+            continue
+        if time.monotonic() - began > PIECE_SECONDS:
+            raise SystemExit(f"{len(list(kept.glob('*.csv')))} of {REHEARSED} experiments; run it again to go on")
+        with TemporaryDirectory() as folder:
+            rows = rehearsed_experiment(seed, 4000, Path(folder))
+        rows.to_csv(kept / f"{seed}.csv", index=False)
+    compared = pd.concat([pd.read_csv(kept / f"{seed}.csv") for seed in seeds])
+    rows = []
+    for metric, part in [*compared.groupby("metric"), ("all metrics", compared)]:
+        share, _ = rate_and_se(int(part["covered"].sum()), len(part))
+        se = part.groupby("seed")["covered"].mean().std(ddof=1) / math.sqrt(REHEARSED)
+        what = f"95% interval of live minus forecast covers 0, {metric}, {REHEARSED} experiments of 4,000 users"
+        rows.append((what, ".95 +- .02", f"{share:.3f} (SE {se:.3f})"))
+    inside = (compared["live_lower"] <= compared["truth"]) & (compared["truth"] <= compared["live_upper"])
+    rows.append(("95% live interval covers the true effect, all metrics", ".95", f"{inside.mean():.3f}"))
+    return rows
 
 
 def told(what: str, target: str, counts: dict[str, int], decision: str = "ship") -> Row:
@@ -317,6 +401,7 @@ GROUPS: dict[str, tuple[str, Callable[[], list[Row]]]] = {
     "triggered": ("Triggered analysis", triggered_analysis),
     "cuped": ("CUPED", variance_reduction),
     "forecast": ("Forecast against outcome", forecasts),
+    "rehearsed": ("Forecast against outcome on the simulated platform", rehearsed_forecasts),
 }
 
 
@@ -332,6 +417,13 @@ def write_section(file: Path, name: str, text: str) -> None:
     write_text(file, new)
 
 
+def _own_place(name: str) -> None:
+    """Markers of a group that the section of experiments does not have yet, at its end."""
+    text, end = DOCS.read_text(encoding="utf-8"), "<!-- /experiment -->"
+    if f"<!-- experiment {name} -->" not in text:
+        write_text(DOCS, text.replace(end, f"\n<!-- experiment {name} -->\n<!-- /experiment {name} -->\n{end}", 1))
+
+
 def main(names: Sequence[str]) -> None:
     """Measure the named groups (default: all) and write their tables."""
     if "<!-- experiment -->" not in (DOCS.read_text(encoding="utf-8") if DOCS.exists() else ""):
@@ -341,6 +433,7 @@ def main(names: Sequence[str]) -> None:
         )
         write_section(DOCS, "experiment", f"## Live experiments\n\n{intro}\n\n{tables}")
     for name in names or GROUPS:
+        _own_place(name)
         title, measured = GROUPS[name]
         began = time.process_time()
         rows = measured()

@@ -8,7 +8,7 @@ from models.page import stylesheet
 from monitoring.decide import in_words
 from monitoring.plots import values_plot
 from monitoring.summary import html_table
-from rehearsal.script import POLICIES, Result, Week, experiment_lines, words
+from rehearsal.script import POLICIES, Result, Week, experiment_lines, experiment_rows, words
 
 NAMES = {"send_all": "all", "send_none": "none", "frozen": "frozen", "oracle": "oracle", "policy": "policy"}
 
@@ -29,10 +29,6 @@ def page(result: Result) -> str:
         for w in result.weeks
         if w.action in ("retrain", "stop") or w.fallback
     )
-    lines = experiment_lines(result.experiment)
-    experiment = (
-        "<h2>Experiment</h2><ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>" if lines else ""
-    )
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title><style>{stylesheet()}{_STYLE}</style></head><body><main>
@@ -41,13 +37,24 @@ def page(result: Result) -> str:
 <figure><figcaption>True value, EUR per user and window. Squares: green fine, orange look, red retrain, purple
 stop</figcaption>{plot}</figure>
 <h2>Week by week</h2><div class="scroll" tabindex="0" role="region" aria-label="Week by week">{table}</div>
-{experiment}
+{_experiment(result)}
 <h2>Why</h2><ul>{reasons or "<li>no alarm</li>"}</ul>
 <p class="note">True values come from the simulator: each week's users, in the state they reached under the service's
 own decisions. Policy: the champion that served; frozen: the first model; all and none: everybody or nobody gets a
 message; oracle: whoever gains.</p>
 </main></body></html>
 """
+
+
+def _experiment(result: Result) -> str:
+    lines = experiment_lines(result.experiment)
+    if not lines:
+        return ""
+    rows = experiment_rows(result.experiment)
+    table = html_table(["metric", "forecast", "live", "true effect"], rows) if rows else ""
+    said = "".join(f"<li>{escape(line)}</li>" for line in lines[1:])
+    return f"""<h2>Experiment</h2><p>{escape(lines[0])}</p><ul>{said}</ul>
+<div class="scroll" tabindex="0" role="region" aria-label="Effects of the experiment">{table}</div>"""
 
 
 def _row(week: Week) -> list[str]:

@@ -156,6 +156,7 @@ class Result:
             lines.append(f"{w.week:>4}  {values}  {words(w)}{drift}")
         gains = ", ".join(f"{self.gain(n):+.3f} over {n.replace('_', '-')}" for n in POLICIES[1:-1])
         lines += [f"policy, mean of all decisions: {gains}", *experiment_lines(self.experiment)]
+        lines += [f"  {m:<12} forecast {f}  live {x}  true {t}" for m, f, x, t in experiment_rows(self.experiment)]
         return "\n".join([*lines, f"plot: {self.folder}/rehearsal.html"])
 
 
@@ -168,18 +169,24 @@ def words(week: Week) -> str:
 
 
 def experiment_lines(told: Mapping[str, Any] | None) -> list[str]:
-    """What came of the experiment, for a person: its verdict, and every effect as forecast, as read, and as it is."""
+    """What came of the experiment, for a person: who against whom, its verdict, and the reasons."""
     if told is None:
         return []
     if "refused" in told:
         return [f"experiment of week {told['week']}: not run: {told['refused']}"]
     head = f"experiment {' against '.join(reversed(told['variants']))}, weeks {told['week']} to {told['read_week']}"
-    lines = [f"{head}, {told['users']:,} users of {told['planned_users']:,} planned"]
-    lines[0] += f" (to ship with probability {told['ship_probability']:.2f}): {told['decision']}"
-    lines += [f"  {reason}" for reason in told["reasons"]]
-    for row in told["effects"]:
-        forecast, live = (
-            f"{row[key]:+.4f} [{row[f'{key}_lower']:+.4f}, {row[f'{key}_upper']:+.4f}]" for key in ("forecast", "live")
-        )
-        lines.append(f"  {row['metric']:<12} forecast {forecast}  live {live}  true {row['truth']:+.4f}")
-    return lines
+    head += f", {told['users']:,} users of {told['planned_users']:,} planned"
+    head += f" (to ship with probability {told['ship_probability']:.2f}): {told['decision']}"
+    return [head, *told["reasons"]]
+
+
+def experiment_rows(told: Mapping[str, Any] | None) -> list[list[str]]:
+    """Every metric's effect as forecast and as read, with 95% intervals, and as it truly is."""
+    return [
+        [
+            row["metric"],
+            *(f"{row[k]:+.4f} [{row[f'{k}_lower']:+.4f}, {row[f'{k}_upper']:+.4f}]" for k in ("forecast", "live")),
+            f"{row['truth']:+.4f}",
+        ]
+        for row in (told or {}).get("effects", ())
+    ]

@@ -119,6 +119,8 @@ def lived(platform):
             tactful(folder, "experiment", "plan", name, *words)
         made = {name: read_experiment_file(experiments / f"{name}.json") for name in PLANS}
         baseline = [u for u, v in zip(policy, experiment_variant(made["one"], policy), strict=True) if v == 0]
+        messaged = [u for u, v in zip(policy, experiment_variant(made["two"], policy), strict=True) if v == 0]
+        ask_when(url, [], "baseline_arm", messaged[0])  # the server has seen the second file too
         stages["ramp 0.4"] = ask_when(url, users, "baseline_arm", baseline[0])
         everybody = made["one"].model_copy(update={"ramp": 1.0})
         later = [u for u, v in zip(policy, experiment_variant(everybody, policy), strict=True) if v == 0]
@@ -201,7 +203,8 @@ def test_every_enrolled_decision_logs_variant_and_counterfactual(lived):
 def test_readout_finds_the_truth_and_the_triggered_one_is_narrower(lived, name):
     folder, _, log, _, due = lived
     variants = VARIANTS[name]
-    rows = log[(log["layer"] == "experiment")].drop_duplicates("user_id").set_index("user_id")
+    could = (log["layer"] == "experiment") & ~log["reason"].isin(["unknown_user", "stale_features"])
+    rows = log[could].drop_duplicates("user_id").set_index("user_id")
     parsed = {u: json.loads(text) for u, text in rows["experiment"].items()}
     mine = {u: p for u, p in parsed.items() if p["name"] == name}
     at = {u: i for i, u in enumerate(due.user_ids.tolist())}
