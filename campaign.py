@@ -15,7 +15,7 @@ import json
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -275,10 +275,13 @@ def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
 
 def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
     """Field names of the model found by walking `loc` down from `model`."""
+    named = False  # by the file, as the keys of a table of tables are
     for part in loc:
-        if isinstance(part, int):
+        if isinstance(part, int) or named:
+            named = False
             continue
         annotation = model.model_fields[part].annotation
         inner = [a for a in getattr(annotation, "__args__", ()) if isinstance(a, type) and issubclass(a, BaseModel)]
+        named = get_origin(annotation) is dict
         model = inner[0] if inner else annotation  # type: ignore[assignment]  # a nested model by construction
     return list(model.model_fields)

@@ -157,6 +157,23 @@ def doctor(as_json: JsonOption = False) -> None:
 
 
 @app.command()
+def check(as_json: JsonOption = False) -> None:
+    """Your logs and past decisions, before anything runs: what is missing, what is wrong, what is usable.
+
+    Reads them through logs.toml where that maps tables, and writes nothing. Exit code 3 when something must be mended.
+    """
+    from feature_repo.log_map import load_log_map
+    from monitoring.doctor import as_dicts
+    from monitoring.log_check import check_logs
+
+    with _bar("reading the logs") as progress:
+        findings = check_logs(data_dir(), load_campaign(), load_log_map(), _now(), progress)
+    _answer(as_json, as_dicts(findings), "\n".join(finding.line() for finding in findings))
+    if any(finding.verdict == "mend" for finding in findings):
+        raise typer.Exit(3)
+
+
+@app.command()
 @_alone
 def simulate(
     users: Annotated[int, typer.Option(min=100, help="Users of the platform.")] = 20_000,
@@ -168,9 +185,15 @@ def simulate(
 
     Under data/: logs, the decisions of its random phase, and the truth. Nothing when that world is there already.
     """
+    from feature_repo.log_map import load_log_map, log_map_path
     from simulator import simulate as write_world
 
     campaign = load_campaign()
+    if load_log_map().tables:
+        raise DataError(
+            f"{log_map_path()} maps tables of yours; to simulate beside them set TACTFUL_DATA to another folder and "
+            "TACTFUL_LOGS to an empty file"
+        )
     with _bar("simulating") as progress:
         world = write_world(
             data_dir(),
@@ -198,6 +221,7 @@ def features(
     from feature_repo.contracts import ingest
     from feature_repo.snapshots import build_snapshots
 
+    _bring_logs()
     bad = ingest(data_dir() / "logs", data_dir() / "quarantine")
     if bad:
         # a snapshot built now would miss these rows for good
@@ -795,10 +819,27 @@ def _log_days() -> tuple[date, date]:
     from feature_repo.contracts import LOGS
     from feature_repo.log_files import arrival, log_files
 
+    _bring_logs()
     days = {arrival(path.parent) for log in LOGS for path in log_files(data_dir() / "logs" / log)}
     if not days:
-        raise DataError(f"{data_dir() / 'logs'}: no logs; run `tactful simulate`, or put your own there (docs/logs.md)")
+        raise DataError(
+            f"{data_dir() / 'logs'}: no logs; run `tactful simulate`, or bring your own (docs/logs.md, logs.toml)"
+        )
     return min(days), max(days)
+
+
+def _bring_logs() -> None:
+    """data/logs follows the tables that logs.toml maps; where it maps none, nothing happens."""
+    from feature_repo.log_map import load_log_map
+    from feature_repo.own_logs import bring_logs
+
+    log_map = load_log_map()
+    if not log_map.tables:
+        return
+    with _bar("reading your logs") as progress:
+        count = bring_logs(data_dir(), log_map, load_campaign().arm_names, progress)
+    if count:
+        err.print(f"logs.toml: {count} new or changed files read", style="dim")
 
 
 def _world_end(users: int, days: int, seed: int) -> date:

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 import campaign
 import pipeline
+from feature_repo.contracts import LOGS
 
 MARKER = re.compile(r"<!-- table: (\w+) -->")
 
@@ -78,6 +79,36 @@ def campaign_keys() -> str:
     return "\n\n".join(parts)
 
 
+def log_map_keys() -> str:
+    """Every key of logs.toml, from its models."""
+    from feature_repo import log_map
+
+    parts = []
+    for head, model in (
+        ("The file", log_map.LogMap),
+        ("`[users]`, `[sessions]`, `[messages]`, `[subscriptions]`", log_map.Table),
+        ("`[decisions]`, beside those", log_map.Decisions),
+        ("A column", log_map.Source),
+    ):
+        inherited = log_map.Table.model_fields if model is log_map.Decisions else {}
+        rows = [
+            (f"`{key}`", _map_type(key, field))
+            for key, field in model.model_fields.items()
+            if key not in inherited and key not in (*LOGS, "decisions")
+        ]
+        about = inspect.cleandoc(model.__doc__ or "").replace("\n\n", "\n")
+        parts.append(f"## {head}\n\n{about}\n\n" + _table(("key", "type"), rows))
+    return "\n\n".join(parts)
+
+
+def _map_type(key: str, field: Any) -> str:
+    if key in ("columns", "propensities"):
+        return "a column each" + ("" if field.is_required() else "; optional")
+    found = _type(field).replace("dict[text, text]; default {}", "a table; optional").replace("bool", "true, false")
+    found = re.sub(r"Optional\[Literal\['(.*)'\]\]", lambda words: words[1].replace("', '", ", "), found)
+    return found.replace(" or None", "").replace("; default None", "; optional")
+
+
 def _model_of(annotation: Any) -> tuple[type[BaseModel] | None, bool]:
     """The nested model of a field, and whether the field is a list of it."""
     if get_origin(annotation) is tuple:
@@ -118,7 +149,7 @@ def _shipped() -> dict[str, dict[str, tuple[str, str]]]:
 def tables() -> str:
     """Contracts of the raw logs and of the decision log."""
     from bentos.decision_log import SCHEMA
-    from feature_repo.contracts import DECISIONS, LOGS
+    from feature_repo.contracts import DECISIONS
 
     parts = []
     for contract in (*LOGS.values(), DECISIONS):
@@ -247,5 +278,17 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 TABLES: Mapping[str, Any] = {
     function.__name__: function
-    for function in (commands, campaign_keys, tables, features, decide, reasons, metrics, settings, exit_codes, errors)
+    for function in (
+        commands,
+        campaign_keys,
+        log_map_keys,
+        tables,
+        features,
+        decide,
+        reasons,
+        metrics,
+        settings,
+        exit_codes,
+        errors,
+    )
 }

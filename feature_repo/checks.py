@@ -127,13 +127,19 @@ def _advice(found: pa.DataType) -> str:
 
 
 def _value_problems(table: pa.Table, contract: Contract, partition: date | None) -> Iterator[str]:
-    for name, column in contract.columns.items():
-        for bad, rule in _broken_rules(table[name].combine_chunks(), column):
-            yield from _describe(table, name, bad, rule)
+    for name, bad, rule in faults(table, contract):
+        yield from _describe(table, name, bad, rule)
     if partition is not None:
         yield from _partition_problems(table, contract.partition_by, partition)
+
+
+def faults(table: pa.Table, contract: Contract) -> Iterator[tuple[str, Any, str]]:
+    """(column, mask of the rows that break a rule, the rule) of a table that has the contract's columns and types."""
+    for name, column in contract.columns.items():
+        for bad, rule in _broken_rules(table[name].combine_chunks(), column):
+            yield name, bad, rule
     for check in contract.rules:
-        yield from _describe(table, *check(table))
+        yield check(table)
 
 
 def _broken_rules(values: Any, column: Column) -> Iterator[tuple[Any, str]]:

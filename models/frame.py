@@ -65,20 +65,31 @@ def countable(decisions: pd.DataFrame, campaign: Campaign, as_of: datetime) -> p
 
     Raises: DataError: none is left; the message counts what was dropped and why.
     """
+    kept, dropped = sieve(decisions, campaign, as_of)
+    if kept.empty:
+        counted = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        raise DataError(
+            f"no usable decision of {len(decisions)} by {as_of}: {counted}; wait, or train with an earlier campaign "
+            "window (`tactful check` looks at the logs)"
+        )
+    return kept
+
+
+def sieve(decisions: pd.DataFrame, campaign: Campaign, as_of: datetime) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Decisions that count (see `countable`), and how many do not, by the reason."""
     usable = (decisions["propensity"] > 0) & (decisions["propensity"] < 1)
-    fresh = given_history(decisions[usable], campaign.assignment.holdout_share)
-    fresh = fresh[(fresh["propensity"] > 0) & (fresh["propensity"] < 1)]
+    given = given_history(decisions[usable], campaign.assignment.holdout_share)
+    fresh = given[(given["propensity"] > 0) & (given["propensity"] < 1)]
     closed = matured(fresh["decided_at"], campaign.outcome, as_of)
     kept = fresh[closed]
     kept = kept[first_per_window(kept, campaign.assignment.window_days)].reset_index(drop=True)
-    if kept.empty:
-        raise DataError(
-            f"no usable decision of {len(decisions)} by {as_of}: {int((~usable).sum())} had a certain arm, "
-            f"{int(usable.sum()) - len(fresh)} had one that the user's history tells, {int((~closed).sum())} are not "
-            f"matured ({campaign.matures_after_days} days after the decision); "
-            "wait, or train with an earlier campaign window"
-        )
-    return kept
+    dropped = {
+        "with a certain arm": int((~usable).sum()),
+        "with an arm that the user's history tells": int(usable.sum()) - len(fresh),
+        f"not matured ({campaign.matures_after_days} days after the decision)": int((~closed).sum()),
+        f"not the first of their user in {campaign.assignment.window_days} days": int(closed.sum()) - len(kept),
+    }
+    return kept, dropped
 
 
 def first_per_window(decisions: pd.DataFrame, window_days: int) -> np.ndarray:

@@ -14,6 +14,8 @@ from typing import Any, Literal
 from campaign import ROOT, Campaign, DataError, ModelError, StoreError, TactfulError, data_dir, load_campaign
 from feature_repo.contracts import LOGS
 from feature_repo.log_files import arrival, log_files
+from feature_repo.log_map import load_log_map
+from feature_repo.own_logs import own_files
 from models.registry import model_path, read_pointer
 
 Verdict = Literal["ok", "look", "mend"]
@@ -34,7 +36,8 @@ class Finding:
 
     def line(self) -> str:
         """For a terminal."""
-        return f"{self.verdict:<5} {self.part:<14} {self.found}" + (f"\n{'':20} -> {self.fix}" if self.fix else "")
+        fixes = "".join(f"\n{'':20} -> {line}" for line in self.fix.splitlines())
+        return f"{self.verdict:<5} {self.part:<14} {self.found}{fixes}"
 
 
 def examine(now: datetime) -> list[Finding]:
@@ -93,6 +96,15 @@ def _campaign(_: datetime) -> tuple[Verdict, str, str]:
     campaign = load_campaign()
     messages = ", ".join(campaign.arm_names[1:])
     return "ok", f"{campaign.name}: control and {messages}; outcomes {', '.join(campaign.outcome_names)}", ""
+
+
+def _log_map(_: datetime) -> tuple[Verdict, str, str]:
+    """The map of your own tables is valid and its files are there."""
+    log_map = load_log_map()
+    if not log_map.tables:
+        return "ok", f"maps nothing: logs are what lies in {data_dir() / 'logs'}", ""
+    files = own_files(log_map, load_campaign().arm_names)
+    return "ok", f"{len(files)} files of {', '.join(log_map.tables)}; tactful check reads them", ""
 
 
 def _disk(_: datetime) -> tuple[Verdict, str, str]:
@@ -206,6 +218,7 @@ def _fits(campaign: Campaign, folder: Path, tag: str) -> None:
 CHECKS: dict[str, Callable[[datetime], tuple[Verdict, str, str]]] = {
     "installation": _installation,
     "campaign.toml": _campaign,
+    "logs.toml": _log_map,
     "disk": _disk,
     "logs": _logs,
     "clock": _clock,

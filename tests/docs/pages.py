@@ -18,6 +18,7 @@ FILES = (
     "bentofile.yaml",
     "campaign.py",
     "campaign.toml",
+    "logs.toml",
     "pipeline.py",
     "pyproject.toml",
     "requirements.lock",

@@ -13,6 +13,7 @@ from pages import blocks, copy_checkout, pages, run_page, words
 
 import pipeline
 from campaign import ROOT, Campaign
+from feature_repo.log_map import LogMap
 from monitoring.experiment.plan import ExperimentPlan
 
 COMMAND = typer.main.get_command(pipeline.app)
@@ -57,6 +58,9 @@ def check_toml(values, where):
         return
     if "features" in values:
         assert {"arm", "control", "outcome"} <= values.keys(), where
+        return
+    if values.keys() & LogMap.model_fields.keys():
+        LogMap.model_validate_json(json.dumps(values))
         return
     shipped = tomllib.loads((ROOT / "campaign.toml").read_text())
     Campaign.model_validate_json(json.dumps(shipped | values))

@@ -53,6 +53,8 @@ def test_reference_names_every_command_key_column_reason_and_setting(reference):
     for key in ("holdout_share", "segment_margin", "psi_red_line", "max_message_share"):
         assert f"| `{key}` |" in keys
     assert "a loss of retention up to this is tolerated" in keys  # the comment in the file
+    mapped = reference.log_map_keys()
+    assert all(f"| `{key}` |" in mapped for key in ("timezone", "where", "propensities", "divide_by", "holdout_share"))
     tables = reference.tables()
     for contract in (*LOGS.values(), DECISIONS):
         assert f"## `{contract.name}`" in tables
