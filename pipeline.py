@@ -158,9 +158,10 @@ def doctor(as_json: JsonOption = False) -> None:
 
 @app.command()
 def check(as_json: JsonOption = False) -> None:
-    """Your logs and past decisions, before anything runs: what is missing, what is wrong, what is usable.
+    """What is missing or wrong in your logs, and what is usable.
 
-    Reads them through logs.toml where that maps tables, and writes nothing. Exit code 3 when something must be mended.
+    Before anything runs: rows of every table, decisions that would count, outcomes after them. Reads through logs.toml
+    where that maps tables, and writes nothing. Exit code 3 when something must be mended.
     """
     from feature_repo.log_map import load_log_map
     from monitoring.doctor import as_dicts
@@ -823,7 +824,8 @@ def _log_days() -> tuple[date, date]:
     days = {arrival(path.parent) for log in LOGS for path in log_files(data_dir() / "logs" / log)}
     if not days:
         raise DataError(
-            f"{data_dir() / 'logs'}: no logs; run `tactful simulate`, or bring your own (docs/logs.md, logs.toml)"
+            f"{data_dir() / 'logs'}: no logs; run `tactful simulate`, or put your own there, or map them in logs.toml "
+            "(docs/logs.md)"
         )
     return min(days), max(days)
 

@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from campaign import DataError
-from feature_repo.atomic import exclusive, write_json
+from feature_repo.atomic import locked, write_json
 from feature_repo.log_map import LogMap, Table, log_map_path
 from feature_repo.log_reader import Reading, read_own
 
@@ -85,7 +85,8 @@ def bring_logs(data: Path, log_map: LogMap, arms: tuple[str, ...], progress: Pro
     if not log_map.tables:
         return 0
     state = data / "state" / "own_logs.json"
-    with exclusive(data / "state" / "own_logs.lock", "reading your own logs"):
+    busy = f"another command is reading your tables into {data}; wait until it is done, then run this again"
+    with locked(data / "state" / "own_logs.lock", busy):
         refuse_others(data, log_map)
         files, before = own_files(log_map, arms), _read(state)
         todo = [file for file in files if before.get(file.key) != list(file.stamp)]
