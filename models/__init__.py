@@ -3,7 +3,8 @@
 Importing this package needs numpy, pandas and scipy only; torch and lightgbm are imported where a model is trained.
 """
 
-from models.choice import Choice, Guardrail, choose_policy
+from models.certification import Guardrail
+from models.choice import Choice, choose_policy
 from models.decision_log import Outcome
 from models.evaluation import evaluate
 from models.policy import (

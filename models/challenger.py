@@ -21,12 +21,14 @@ import pandas as pd
 from campaign import Campaign, DataError
 from feature_repo.atomic import replacing, write_text
 from feature_repo.store import FeatureSchema, feature_schema, open_store
-from models.choice import SHARES, Choice, Guardrail, choose_policy
-from models.decision_log import Outcome, check_log, require_valid
+from models.certification import Guardrail
+from models.choice import SHARES, Choice, choose_policy
+from models.decision_log import Outcome
 from models.evaluation import evaluate
 from models.explain import drivers, explain
 from models.forward import NumpyModel
 from models.frame import read_decisions, training_frame
+from models.log_checks import check_log, require_valid
 from models.policy import Policy, Threshold, response_baseline
 from models.predictions import policy_arm, prediction_columns, scores
 from models.registry import pack

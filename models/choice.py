@@ -1,18 +1,10 @@
 """Which policy to run: maximise the weighted outcome under a budget and guardrails, by fixed-sequence testing.
 
 1. Candidates (score > threshold) are ordered by volume before any outcome is looked at.
-2. In that order, on the `select` users, each must pass every guardrail: the one-sided lower bound of its effect
-   against send-none is >= -margin, overall and in every segment. The first that fails ends the sequence, so the chance
-   that any certified candidate truly violates a guardrail is at most alpha.
-3. Of the certified candidates, the score's own cut (threshold 0, or the nearest to it in volume; nobody, where no
-   score is above 0) is chosen, unless another's weighted gain is higher by more than one standard error of their
-   paired difference. The model that made the score saw far more of each user than twenty noisy estimates do: the
-   highest of those is mostly luck in small logs, while a score whose cut is truly off is still overruled.
+2. In that order, on the `select` users, each must pass every guardrail; the first that fails ends the sequence
+   (`models.certification`).
+3. Of the certified candidates, the score's own cut is chosen, unless another is clearly better (`models.own_cut`).
 4. Its value is reported from the `evaluate` users, who took no part in choosing.
-
-Source: Angelopoulos et al. (2021), "Learn then Test", arXiv:2110.01052 (fixed-sequence testing);
-Berger (1982), Technometrics 24, 295-300 (all guardrails at level alpha each: intersection-union test);
-Breiman et al. (1984), Classification and Regression Trees, 3.4.3 (one-standard-error rule).
 """
 
 from __future__ import annotations
@@ -25,28 +17,24 @@ import numpy as np
 import pandas as pd
 
 from campaign import DataError
-from models.columns import check_columns, check_names, read_arms
-from models.decision_log import Outcome, check_outcomes
+from models.certification import Guardrail, candidate_thresholds, check_guardrails, run_sequence
+from models.decision_log import Outcome, check_outcomes, count_arms, read_costs, read_predictions
 from models.evaluation import evaluate, evaluate_sample, prepare, segment_rows
-from models.intervals import normal_quantile
+from models.inputs import (
+    check_columns,
+    check_names,
+    check_number,
+    check_rows,
+    is_number,
+    read_arms,
+    read_array,
+    read_features,
+)
+from models.own_cut import choose, own_cut, reason
 from models.policy import Score, SendNone, Threshold, score_matrix
 from models.splits import check_disjoint
 
 SHARES = tuple(np.round(np.arange(0.05, 1.0001, 0.05), 2))
-POWER = 0.8
-
-
-@dataclass(frozen=True)
-class Guardrail:
-    """An outcome that must not fall by more than `margin` (its own unit) overall, `segment_margin` in a segment."""
-
-    outcome: str
-    margin: float
-    segment_margin: float | None = None
-
-    def margin_in(self, segment: str) -> float:
-        """The margin that counts in a segment ("" is everybody)."""
-        return self.margin if segment == "" or self.segment_margin is None else self.segment_margin
 
 
 @dataclass(frozen=True)
@@ -120,259 +108,160 @@ def choose_policy(
 
     Raises: DataError: what `evaluate` raises; no select or evaluate rows; a user in both; an unknown guardrail.
     """
-    check_outcomes(outcomes)
-    check_names(segments=segments, features=features)
-    check_columns(log, [arm, *([cluster] if cluster else [])])
-    if split not in log:
-        raise DataError(f"the log has no column {split!r}; add it with models.splits.split_of(user_ids, splits)")
-    _check_options(guardrails, outcomes, max_message_share, shares, estimator, alpha)
-    if cluster:
-        check_disjoint(log[cluster].to_numpy(), log[split].to_numpy())
-    mu_hat = None if mu_hat is None else np.asarray(mu_hat, dtype=float)
-    for name, given in (("features", features if isinstance(features, pd.DataFrame) else None), ("mu_hat", mu_hat)):
-        if given is not None and len(given) != len(log):
-            raise DataError(f"{name} has {len(given)} rows, the log has {len(log)}; expected the same rows")
-    n_arms = max(
-        int(read_arms(log[arm], arm).max()) + 1,
-        2,
-        0 if costs is None else len(costs),
-        0 if mu_hat is None or mu_hat.ndim != 3 else mu_hat.shape[1],
-    )
-    named = scores if isinstance(scores, Mapping) else {"score": scores}
-    if not named:
-        raise DataError("scores is empty; expected a score, or several by name")
-    matrices = {name: score_matrix(score, log, n_arms) for name, score in named.items()}
+    _check_options(log, outcomes, guardrails, max_message_share, shares, segments, split, cluster, estimator, alpha)
+    predicted, given = read_predictions(mu_hat), read_features(features, log)
+    if predicted is not None:
+        check_rows("mu_hat", predicted, log)
+    check_columns(log, [arm])
+    n_arms = count_arms(read_arms(log[arm], arm), read_costs(costs), predicted)
+    matrices = _matrices(scores, log, n_arms)
     columns: dict[str, Any] = {"arm": arm, "propensity": propensity, "cluster": cluster, "costs": costs}
+    select, evaluated = (_part(log, split, part, given, predicted, columns) for part in ("select", "evaluate"))
 
-    select, inputs = _rows_of(log, split, "select", features, mu_hat)
-    inputs |= columns
-    sequences = []
-    for name, matrix in matrices.items():
-        score = matrix[select]
-        thresholds = candidate_thresholds(score.max(axis=1), shares, max_message_share)
-        policies = {str(i): Threshold(score, cut) for i, cut in enumerate(thresholds)}
-        bound = 2 * alpha / len(matrices)  # a two-sided interval at twice the level ends at the one-sided bound
-        effects = _effects(policies, outcomes, segments, estimator, bound, inputs)
-        sequences.append(_run_sequence(name, score.max(axis=1), thresholds, effects, guardrails, alpha / len(matrices)))
+    effects = _Effects(select, outcomes, estimator)
+    sequences = [
+        _certify(name, m[select.rows], effects, guardrails, segments, shares, max_message_share, alpha / len(matrices))
+        for name, m in matrices.items()
+    ]
     candidates = pd.concat([tested for tested, _ in sequences], ignore_index=True)
-    own_shares = {name: float((m[select].max(axis=1) > 0).mean()) for name, m in matrices.items()}
-    own, certified = _own_cut(candidates, own_shares), candidates[candidates["status"] == "certified"]
+    own_shares = {name: float((m[select.rows].max(axis=1) > 0).mean()) for name, m in matrices.items()}
+    own = own_cut(candidates, own_shares)
     nobody = own is not None and own_shares[candidates["score"][own]] == 0
-    differences = pd.DataFrame({"policy": certified.index, "value": certified["gain"], "se": certified["se"]})
-    if own is not None and not nobody:
-        policies = {
-            str(i): Threshold(matrices[score][select], cut)
-            for i, score, cut in zip(certified.index, certified["score"], certified["threshold"], strict=True)
-        }
-        effects = _effects(policies, outcomes, (), estimator, alpha, inputs, baseline=str(own))
-        differences = effects[(effects["outcome"] == "weighted") & effects["policy"].isin(list(policies))]
-    candidates, best = _choose(candidates, None if nobody else own, differences)
+    differences = _to_own_cut(candidates, None if nobody else own, matrices, effects, alpha)
+    candidates, best = choose(candidates, None if nobody else own, differences)
 
-    evaluated, inputs = _rows_of(log, split, "evaluate", features, mu_hat)
-    chosen: dict[str, Threshold | SendNone] = {"chosen": SendNone()}
     policy: Threshold | SendNone = SendNone()
+    chosen: dict[str, Threshold | SendNone] = {"chosen": policy}
     if best is not None:
         matrix, cut = matrices[str(best["score"])], float(best["threshold"])
-        policy, chosen = Threshold(matrix, cut), {"chosen": Threshold(matrix[evaluated], cut)}
+        policy, chosen = Threshold(matrix, cut), {"chosen": Threshold(matrix[evaluated.rows], cut)}
     tables = [constraints for _, constraints in sequences]
     return Choice(
         policy=policy,
         score="" if best is None else str(best["score"]),
         threshold=np.inf if best is None else float(best["threshold"]),
-        reason=_reason(candidates, own, nobody, best),
+        reason=reason(candidates, own, nobody, best),
         candidates=candidates,
         table=pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True),
-        value=evaluate(policies=chosen, outcomes=outcomes, segments=segments, **inputs, **columns),
+        value=evaluate(policies=chosen, outcomes=outcomes, segments=segments, **evaluated.inputs),
     )
 
 
 def _check_options(
-    guardrails: Sequence[Guardrail],
+    log: pd.DataFrame,
     outcomes: Sequence[Outcome],
+    guardrails: Sequence[Guardrail],
     max_message_share: float,
     shares: Sequence[float],
+    segments: Sequence[str],
+    split: str,
+    cluster: str | None,
     estimator: str,
     alpha: float,
 ) -> None:
-    known = {o.name for o in outcomes}
-    for guardrail in guardrails:
-        if guardrail.outcome not in known:
-            raise DataError(f"guardrail {guardrail.outcome!r} is not an outcome; outcomes are {sorted(known)}")
-        for margin in (guardrail.margin, guardrail.margin_in("any segment")):
-            if not 0 <= margin < np.inf:
-                raise DataError(f"guardrail {guardrail.outcome!r}: margin == {margin:g}, must be a number >= 0")
-    if not 0 <= max_message_share <= 1:
-        raise DataError(f"max_message_share == {max_message_share:g}, must be in [0, 1]")
-    if not all(0 < share <= 1 for share in shares):
-        raise DataError(f"shares == {list(shares)}, must be in (0, 1]")
+    check_outcomes(outcomes)
+    check_names(segments=segments)
+    check_columns(log, [] if cluster is None else [cluster])
+    if not isinstance(split, str) or split not in log:
+        raise DataError(f"the log has no column {split!r}; add it with models.splits.split_of(user_ids, splits)")
+    check_columns(log, [split])
+    check_guardrails(guardrails, [o.name for o in outcomes])
+    fits = is_number(max_message_share) and 0 <= max_message_share <= 1
+    check_number("max_message_share", max_message_share, fits, "in [0, 1]")
+    volumes = read_array(shares, "shares", "shares of users in (0, 1]")
+    if volumes.ndim != 1 or not np.all((volumes > 0) & (volumes <= 1)):
+        raise DataError(f"shares == {volumes.tolist()}, must be in (0, 1]")
     if estimator not in ("ips", "snips", "dr", "sndr"):
         raise DataError(f"estimator == {estimator!r}, must be one with an interval: 'ips', 'snips', 'dr' or 'sndr'")
-    if not 0 < alpha < 0.5:
-        raise DataError(f"alpha == {alpha:g}, must be in (0, 0.5): it is one-sided")
+    check_number("alpha", alpha, is_number(alpha) and 0 < alpha < 0.5, "in (0, 0.5): it is one-sided")
+    if cluster is not None:
+        check_disjoint(log[cluster].to_numpy(), log[split].to_numpy())
 
 
-def _rows_of(
+def _matrices(scores: Score | Mapping[str, Score], log: pd.DataFrame, n_arms: int) -> dict[str, np.ndarray]:
+    """Scores of the message arms, by the score's name; each (n, n_arms - 1)."""
+    named = scores if isinstance(scores, Mapping) else {"score": scores}
+    if not named:
+        raise DataError("scores is empty; expected a score, or several by name")
+    return {str(name): score_matrix(score, log, n_arms) for name, score in named.items()}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one part of the log (mask), and the inputs of `evaluate` for them alone."""
+
+    rows: np.ndarray
+    inputs: dict[str, Any]
+
+
+def _part(
     log: pd.DataFrame,
     split: str,
     part: str,
-    features: pd.DataFrame | Sequence[str] | None,
+    features: pd.DataFrame | None,
     mu_hat: np.ndarray | None,
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Mask of a part's rows, and the inputs of `evaluate` for them alone."""
-    mask = (log[split] == part).to_numpy(dtype=bool, na_value=False)
-    if not mask.any():
+    columns: Mapping[str, Any],
+) -> _Part:
+    rows = (log[split] == part).to_numpy(dtype=bool, na_value=False)
+    if not rows.any():
         raise DataError(f"no row has {split} == {part!r}; it has {log[split].unique().tolist()[:5]}")
-    own = features[mask] if isinstance(features, pd.DataFrame) else features
-    return mask, {"log": log[mask], "features": own, "mu_hat": None if mu_hat is None else mu_hat[mask]}
+    own = None if features is None else features[rows]
+    return _Part(
+        rows, {**columns, "log": log[rows], "features": own, "mu_hat": None if mu_hat is None else mu_hat[rows]}
+    )
 
 
-def _effects(
-    policies: Mapping[str, Threshold],
-    outcomes: Sequence[Outcome],
-    segments: Sequence[str],
-    estimator: str,
-    alpha: float,
-    inputs: Mapping[str, Any],
-    baseline: str = "send_none",
-) -> pd.DataFrame:
-    """Differences of every candidate to a baseline, with n_eff."""
-    sample, targets = prepare(policies=policies, outcomes=outcomes, estimators=[estimator], **inputs)
-    parts = segment_rows(inputs["log"], segments, sample.cluster)
-    return evaluate_sample(sample, targets, outcomes, parts, [estimator], [baseline], alpha, values=False)
+@dataclass(frozen=True)
+class _Effects:
+    """Differences of candidates to a baseline on the users who select."""
+
+    part: _Part
+    outcomes: Sequence[Outcome]
+    estimator: str
+
+    def of(
+        self, policies: Mapping[str, Threshold], segments: Sequence[str], alpha: float, baseline: str
+    ) -> pd.DataFrame:
+        """`evaluate` of the policies, differences only, with n_eff."""
+        inputs = self.part.inputs
+        sample, targets = prepare(policies=policies, outcomes=self.outcomes, estimators=[self.estimator], **inputs)
+        parts = segment_rows(inputs["log"], segments, sample.cluster)
+        return evaluate_sample(sample, targets, self.outcomes, parts, [self.estimator], [baseline], alpha, values=False)
 
 
-CANDIDATE_COLUMNS = ["score", "threshold", "share", "gain", "se", "lower_bound", "status"]
-CONSTRAINT_COLUMNS = [
-    "score",
-    "threshold",
-    "share",
-    "constraint",
-    "segment",
-    "estimate",
-    "margin",
-    "lower_bound",
-    "n_eff",
-    "min_detectable_margin",
-    "status",
-]
-
-
-def _run_sequence(
+def _certify(
     name: str,
-    best_score: np.ndarray,
-    thresholds: Sequence[float],
-    effects: pd.DataFrame,
+    score: np.ndarray,
+    effects: _Effects,
     guardrails: Sequence[Guardrail],
+    segments: Sequence[str],
+    shares: Sequence[float],
+    max_message_share: float,
     alpha: float,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Test candidates in order until one fails; returns candidates and tested constraints."""
-    by_candidate: dict[str, list[dict[str, Any]]] = {str(i): [] for i in range(len(thresholds))}
-    for effect in effects.to_dict("records"):
-        if effect["policy"] in by_candidate:
-            by_candidate[effect["policy"]].append({str(key): value for key, value in effect.items()})
-    candidates: list[list[object]] = []
-    constraints: list[list[object]] = []
-    going = True
-    for i, cut in enumerate(thresholds):
-        own = by_candidate[str(i)]
-        gain = next(e for e in own if e["outcome"] == "weighted" and e["segment"] == "")
-        status, share = "not tested", float((best_score > cut).mean())
-        if going:
-            tested = [_constraint(e, g, alpha) for g in guardrails for e in own if e["outcome"] == g.outcome]
-            constraints += [[name, cut, share, *row] for row in tested]
-            going = all(row[-1] == "pass" for row in tested)
-            status = "certified" if going else "failed"
-        candidates.append([name, cut, share, gain["value"], gain["se"], gain["ci_lower"], status])
-    return pd.DataFrame(candidates, columns=CANDIDATE_COLUMNS), pd.DataFrame(constraints, columns=CONSTRAINT_COLUMNS)
+    """Candidates of one score, tested in order, and their constraints."""
+    best_score = score.max(axis=1)
+    thresholds = candidate_thresholds(best_score, shares, max_message_share)
+    policies = {str(i): Threshold(score, cut) for i, cut in enumerate(thresholds)}
+    # a two-sided interval at twice the level ends at the one-sided bound
+    table = effects.of(policies, segments, 2 * alpha, "send_none")
+    return run_sequence(name, best_score, thresholds, table, guardrails, alpha)
 
 
-def _constraint(effect: dict[str, Any], guardrail: Guardrail, alpha: float) -> list[object]:
-    """One guardrail in one segment: passes where the lower bound of the effect is >= -margin.
-
-    A constraint that fails although the estimate is within the margin, in data that would pass a harmless policy less
-    than 80% of the time, is "underpowered": it says nothing against the policy, but it does not certify it either.
-    """
-    margin = guardrail.margin_in(effect["segment"])
-    lower = 0.0 if effect["status"] == "identical" else effect["ci_lower"]
-    detectable = (normal_quantile(2 * alpha) + normal_quantile(2 * (1 - POWER))) * effect["se"]
-    status = "pass" if lower >= -margin else "fail"
-    if status == "fail" and not effect["value"] < -margin and not detectable <= margin:
-        status = "underpowered"
-    names = [guardrail.outcome, effect["segment"]]
-    return [*names, effect["value"], margin, lower, effect["n_eff"], detectable, status]
-
-
-def _own_cut(candidates: pd.DataFrame, own_share: Mapping[str, float]) -> int | None:
-    """Row of the certified candidate nearest in volume to its score's cut at 0; of the first score that has any."""
-    for score, share in own_share.items():
-        certified = candidates[(candidates["score"] == score) & (candidates["status"] == "certified")]
-        if len(certified):
-            distance = (certified["share"] - share).abs()
-            return int(certified["threshold"].abs()[distance == distance.min()].idxmin())
-    return None
-
-
-def _choose(
-    candidates: pd.DataFrame, own: int | None, differences: pd.DataFrame
-) -> tuple[pd.DataFrame, dict[str, Any] | None]:
-    """Mark the own cut, or the best of those better by more than one standard error; None if its gain is not above 0.
-
-    Args:
-        candidates: of `_run_sequence`.
-        own: row of the own cut, None when that messages nobody or nothing is certified.
-        differences: policy (row of a certified candidate, as text), value and se of its difference to the own cut.
-    """
-    rows = differences["policy"].astype(int)
-    difference, se = np.full((2, len(candidates)), np.nan)
-    difference[rows], se[rows] = differences["value"], differences["se"]
-    if own is not None:
-        difference[own] = se[own] = 0.0
-    candidates = candidates.assign(difference=difference, difference_se=se, chosen=False)
-    better = difference > se
-    row = int(np.where(better, difference, -np.inf).argmax()) if better.any() else own
-    if row is None or not candidates["gain"].to_numpy()[row] > 0:
-        return candidates, None
-    candidates["chosen"] = np.arange(len(candidates)) == row
-    return candidates, {str(name): value for name, value in candidates.iloc[row].items()}
-
-
-def candidate_thresholds(score: np.ndarray, shares: Sequence[float], max_share: float) -> list[float]:
-    """Thresholds in order of volume: those that message about each share, and 0; none above the budget.
-
-    Args:
-        score: shape (n,), each user's best score.
-        shares: of users to message.
-        max_share: budget; a candidate that messages more is left out.
-    """
-    ordered = np.sort(score)[::-1]
-    places = {int(np.floor(share * len(score) + 1e-9)) for share in shares}
-    # `score > threshold`: the first score that is not messaged is the threshold; everybody needs one below all
-    cuts = {float(ordered[k]) if k < len(score) else float(np.nextafter(ordered[-1], -np.inf)) for k in places}
-    return sorted(
-        (cut for cut in cuts | {0.0} if 0 < (score > cut).mean() <= max_share + 1e-12),
-        key=lambda cut: -cut,
-    )
-
-
-def _reason(candidates: pd.DataFrame, own: int | None, nobody: bool, best: dict[str, Any] | None) -> str:
-    if candidates.empty:
-        return "nothing to certify: no threshold messages anybody within the budget; send no messages"
+def _to_own_cut(
+    candidates: pd.DataFrame,
+    own: int | None,
+    matrices: Mapping[str, np.ndarray],
+    effects: _Effects,
+    alpha: float,
+) -> pd.DataFrame:
+    """Weighted difference of every certified candidate to the own cut (None: to nobody): policy, value, se."""
+    certified = candidates[candidates["status"] == "certified"]
     if own is None:
-        return "nothing certified: the smallest candidate already fails a guardrail (see the table); send no messages"
-    start, certified = candidates.loc[own], int((candidates["status"] == "certified").sum())
-    cut = "the score's own cut" if start["threshold"] == 0 else "the certified cut nearest to the score's own (0)"
-    if nobody:
-        cut = "the score's own cut (0), which messages nobody"
-    if best is None:
-        return (
-            f"neither {cut} nor one that is better by more than one standard error ({certified} certified candidates) "
-            "has a weighted gain above 0; send no messages"
-        )
-    own_cut = cut if nobody else f"{cut}, score {start['score']!r} > {start['threshold']:.6g}"
-    sentence = f"score {best['score']!r} > {best['threshold']:.6g} messages {best['share']:.0%} of users"
-    if candidates.loc[own, "chosen"]:
-        return f"{sentence}: {cut}; none of {certified} certified candidates is better by more than one standard error"
-    return (
-        f"{sentence} and gains {best['difference']:.4g} (standard error {best['difference_se']:.2g}) more per decision "
-        f"than {own_cut}; the most of {certified} certified candidates"
-    )
+        return pd.DataFrame({"policy": certified.index, "value": certified["gain"], "se": certified["se"]})
+    policies = {
+        str(i): Threshold(matrices[score][effects.part.rows], cut)
+        for i, score, cut in zip(certified.index, certified["score"], certified["threshold"], strict=True)
+    }
+    table = effects.of(policies, (), alpha, str(own))
+    return table[(table["outcome"] == "weighted") & table["policy"].isin(list(policies))]

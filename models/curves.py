@@ -24,6 +24,7 @@ from scipy.special import ndtr
 
 from campaign import DataError
 from models.estimators import cluster_blocks
+from models.inputs import MOST, check_alpha, check_number, read_array, read_levels
 from models.intervals import normal_quantile
 
 SHARES = tuple(np.round(np.arange(0.05, 1.0001, 0.05), 2))
@@ -65,10 +66,11 @@ def gain_curve(
         sup-t), random (gain of messaging a random share of that size).
     Source: Montiel Olea, Plagborg-Moller (2019), Journal of Applied Econometrics 34, 1-17 (sup-t band).
     """
-    score, effect, cluster = _checked(score, effect, cluster)
-    n, q = len(score), np.asarray(shares, dtype=float)
-    if not np.all((q > 0) & (q <= 1)):
+    score, effect, cluster = _checked(score, effect, cluster, alpha)
+    n, q = len(score), read_array(shares, "shares", "shares of users in (0, 1]")
+    if q.ndim != 1 or not len(q) or not np.all((q > 0) & (q <= 1)):
         raise DataError(f"shares == {q.tolist()}; expected shares of users in (0, 1]")
+    check_number("seed", seed, isinstance(seed, int) and seed >= 0, "an integer >= 0")
     above, tied = _ranks(score)
     # column 0 counts rows: centring cluster sums needs the size of each cluster
     total, product, n_clusters = np.zeros(1 + len(q)), np.zeros((1 + len(q), 1 + len(q))), 0
@@ -116,7 +118,7 @@ def rate(
         cluster: shape (n,), user of each row; None: rows are independent.
         alpha: 1 - confidence level.
     """
-    score, effect, cluster = _checked(score, effect, cluster)
+    score, effect, cluster = _checked(score, effect, cluster, alpha)
     value, influence = _rate_influence(score, effect, target)
     return _estimate(value, influence, cluster, alpha)
 
@@ -131,8 +133,8 @@ def compare_rate(
     alpha: float = 0.05,
 ) -> Estimate:
     """Paired difference of two scores' `rate` on the same rows: score - other."""
-    score, effect, codes = _checked(score, effect, cluster)
-    other, *_ = _checked(other, effect, cluster)
+    score, effect, codes = _checked(score, effect, cluster, alpha)
+    other, *_ = _checked(other, effect, cluster, alpha)
     first, second = _rate_influence(score, effect, target), _rate_influence(other, effect, target)
     return _estimate(first[0] - second[0], first[1] - second[1], codes, alpha)
 
@@ -150,7 +152,8 @@ def calibration(
     Returns: per bin, from the lowest: bin (1..bins), n_obs, predicted (mean), realised (mean effect), se, ci_lower,
         ci_upper.
     """
-    predicted, effect, cluster = _checked(predicted, effect, cluster)
+    predicted, effect, cluster = _checked(predicted, effect, cluster, alpha)
+    check_number("bins", bins, isinstance(bins, int) and bins >= 1, "an integer >= 1")
     code = pd.qcut(predicted, bins, labels=False, duplicates="drop") if np.ptp(predicted) > 0 else np.zeros(len(effect))
     rows = []
     for b in np.unique(code).astype(int):
@@ -195,7 +198,7 @@ def heterogeneity(
     Returns: "ate" and "slope".
     Source: Chernozhukov, Demirer, Duflo, Fernandez-Val (2018), NBER 24678, section 3.
     """
-    predicted, effect, cluster = _checked(predicted, effect, cluster)
+    predicted, effect, cluster = _checked(predicted, effect, cluster, alpha)
     centred = predicted - predicted.mean()
     spread = (centred**2).mean()
     ate = effect.mean()
@@ -221,10 +224,12 @@ def sklift_qini(outcome: np.ndarray, score: np.ndarray, message: np.ndarray) -> 
         score: shape (n,).
         message: shape (n,), 1 = message, 0 = control.
     """
-    outcome, message = np.asarray(outcome, dtype=float), np.asarray(message, dtype=float)
-    actual, perfect = (
-        _sklift_area(outcome, ranking, message) for ranking in (np.asarray(score), outcome * (2 * message - 1))
-    )
+    outcome, message = read_array(outcome, "outcome", "0 and 1"), read_array(message, "message", "0 and 1")
+    score, message, _ = _checked(score, message, None, 0.05)
+    for name, values in (("outcome", outcome), ("message", message)):
+        if values.shape != score.shape or set(np.unique(values)) != {0.0, 1.0}:
+            raise DataError(f"{name} has {len(np.unique(values))} values in {values.shape}; expected 0 and 1, both")
+    actual, perfect = (_sklift_area(outcome, ranking, message) for ranking in (score, outcome * (2 * message - 1)))
     return float(actual / perfect)
 
 
@@ -241,16 +246,29 @@ def _sklift_area(outcome: np.ndarray, ranking: np.ndarray, message: np.ndarray) 
 
 
 def _checked(
-    score: np.ndarray, effect: np.ndarray, cluster: np.ndarray | None
+    score: np.ndarray, effect: np.ndarray, cluster: np.ndarray | None, alpha: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    score, effect = np.asarray(score, dtype=float), np.asarray(effect, dtype=float)
+    """Score and effect as floats, and integer codes of the clusters."""
+    check_alpha(alpha)
+    score, effect = read_array(score, "score", "numbers, one per row"), read_array(effect, "effect", "numbers")
     if score.ndim != 1 or score.shape != effect.shape or len(score) < 2:
         raise DataError(f"score has shape {score.shape}, effect {effect.shape}; expected both (n,), n >= 2")
     for name, values in (("score", score), ("effect", effect)):
-        if np.isnan(values).any():
-            raise DataError(f"{name} is NaN in {int(np.isnan(values).sum())} rows; give every row one")
-    codes = None if cluster is None else pd.factorize(np.asarray(cluster))[0]
-    return score, effect, codes
+        bad = ~(np.abs(values) < MOST)
+        if bad.any():
+            raise DataError(
+                f"{name} is NaN or infinite in {int(bad.sum())} rows (first: row {int(bad.argmax())}); give every row "
+                "one"
+            )
+    if cluster is None:
+        return score, effect, None
+    column = pd.Series(cluster)
+    if len(column) != len(score) or column.isna().any():
+        raise DataError(
+            f"cluster has {len(column)} rows, {int(column.isna().sum())} of them missing, the score {len(score)}; "
+            "expected the user of every row"
+        )
+    return score, effect, read_levels(column, "cluster", sort=False)[0]
 
 
 def _ranks(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

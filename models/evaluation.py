@@ -10,37 +10,21 @@ Wald intervals on the scores.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from campaign import DataError
-from models.cells import MAX_CELLS, Kinds, cell_sums
-from models.columns import check_columns, check_names, is_number
-from models.decision_log import WEIGHTED, Outcome, read_sample
-from models.estimators import ESTIMATORS, Columns, Moments, Sample, effect_scores, estimate, moments
-from models.intervals import Cells, carry_over, count_cells, mover, normal_quantile
+from models.cells import Kinds
+from models.decision_log import Outcome, read_sample
+from models.estimators import ESTIMATORS, Sample, effect_scores
+from models.inputs import check_alpha, check_columns, check_names, read_features, read_levels
 from models.nuisance import arm_means, cross_fit
 from models.policy import Policy, SendAll, SendNone, Target, resolve
+from models.value_rows import COLUMNS, Part
 
-COLUMNS = [
-    "policy",
-    "baseline",
-    "outcome",
-    "segment",
-    "estimator",
-    "value",
-    "se",
-    "ci_lower",
-    "ci_upper",
-    "n_obs",
-    "n_events",
-    "status",
-]
 BASELINES = ("send_all", "send_none")
-MIN_EVENTS = 10
 
 
 def evaluate(
@@ -90,7 +74,7 @@ def evaluate(
     Raises: DataError: see `models.decision_log.read_sample`; a policy of wrong shape or range; a policy that takes an
         arm the log never took.
     """
-    check_names(segments=segments, estimators=estimators, features=features, baselines=baselines)
+    check_names(segments=segments, estimators=estimators, baselines=baselines)
     estimators, baselines = tuple(dict.fromkeys(estimators)), tuple(dict.fromkeys(baselines))
     sample, targets = prepare(log, policies, outcomes, arm, propensity, cluster, estimators, features, mu_hat, costs)
     parts = segment_rows(log, segments, sample.cluster)
@@ -119,7 +103,7 @@ def evaluate_sample(
     kinds = Kinds.of(targets)
     rows: list[list[object]] = []
     for segment, index in segments:
-        rows += _Part(sample, targets, kinds, outcomes, estimators, alpha, segment, index).table(baselines, values)
+        rows += Part(sample, targets, kinds, outcomes, estimators, alpha, segment, index).table(baselines, values)
     return pd.DataFrame(rows, columns=[*COLUMNS, "n_eff"])
 
 
@@ -138,10 +122,17 @@ def prepare(
     """Check everything, resolve the policies, and find predictions if an estimator needs them."""
     if not isinstance(policies, Mapping):
         raise DataError(f"policies is a {type(policies).__name__}; expected a dict: name -> policy or array")
-    n_arms = max([2, 0 if costs is None else len(costs), *map(_width, policies.values())])
     sample = read_sample(
-        log, outcomes, arm=arm, propensity=propensity, cluster=cluster, mu_hat=mu_hat, costs=costs, n_arms=n_arms
+        log,
+        outcomes,
+        arm=arm,
+        propensity=propensity,
+        cluster=cluster,
+        mu_hat=mu_hat,
+        costs=costs,
+        n_arms=max([2, *map(_width, policies.values())]),
     )
+    given = read_features(features, log)
     n_arms = len(sample.costs)
     added: dict[str, Policy | np.ndarray] = {"send_all": SendAll(), "send_none": SendNone()}
     if n_arms > 2:
@@ -151,11 +142,7 @@ def prepare(
         raise DataError(f"policy name {taken[0]!r} is taken: evaluate adds {', '.join(added)} itself; choose another")
     targets = [resolve(name, policy, log, n_arms) for name, policy in {**policies, **added}.items()]
     if mu_hat is None and {"dr", "sndr", "dm"} & set(estimators):
-        if features is not None and not isinstance(features, pd.DataFrame):
-            check_columns(log, list(features))
-            features = log[list(features)]
-        kinds = [o.kind for o in outcomes]
-        predicted = arm_means(sample) if features is None else cross_fit(features, sample, kinds)
+        predicted = arm_means(sample) if given is None else cross_fit(given, sample, [o.kind for o in outcomes])
         sample = Sample(**{**vars(sample), "mu_hat": predicted})
     return sample, targets
 
@@ -204,8 +191,7 @@ def _check_options(
     strange = [b for b in baselines if b not in names]
     if strange:
         raise DataError(f"baseline {strange[0]!r} is not a policy; policies are {names}")
-    if not (is_number(alpha) and 0 < alpha < 1):
-        raise DataError(f"alpha == {alpha!r}, must be in (0, 1)")
+    check_alpha(alpha)
 
 
 def _check_support(sample: Sample, targets: Sequence[Target]) -> None:
@@ -246,12 +232,7 @@ def segment_rows(
     parts: list[tuple[str, np.ndarray | None]] = [("", order)]
     check_columns(log, columns)
     for column in dict.fromkeys(columns):
-        try:
-            code, values = pd.factorize(log[column], sort=True, use_na_sentinel=True)
-        except TypeError:
-            raise DataError(
-                f"segment column {column!r} holds {log[column].iloc[0]!r}; expected single values"
-            ) from None
+        code, values = read_levels(log[column], f"segment column {column!r}")
         code = code if order is None else code[order]
         for level in range(-1 if (code < 0).any() else 0, len(values)):
             rows = np.flatnonzero(code == level)
@@ -262,174 +243,3 @@ def segment_rows(
     if twice:
         raise DataError(f"two segments read {twice[0]!r} (missing values read 'missing'); rename the value of one")
     return parts
-
-
-@dataclass
-class _Part:
-    """Everything known about one segment: sums once, then every value, difference and interval from them."""
-
-    sample: Sample
-    targets: list[Target]
-    kinds: Kinds
-    outcomes: Sequence[Outcome]
-    estimators: Sequence[str]
-    alpha: float
-    segment: str
-    rows: np.ndarray | None
-
-    def __post_init__(self) -> None:
-        self.columns = Columns.needed(self.estimators, len(self.outcomes))
-        self.at: slice | np.ndarray = slice(None) if self.rows is None else self.rows
-        self.sums, self.cells = self._sums()
-        self.pairs: dict[tuple[int, int | None], tuple[Cells, np.ndarray]] = {}
-        self.behind: dict[tuple[int, int | None], tuple[np.ndarray, np.ndarray, float]] = {}
-
-    def _sums(self) -> tuple[Moments, Cells]:
-        """Moments of every score, and sums by cell."""
-        sample, n_arms = self.sample, len(self.sample.costs)
-        few = len(self.kinds) * n_arms <= MAX_CELLS and all(t.has_cells for t in self.targets)
-        if sample.cluster is None and few:
-            return cell_sums(sample, self.targets, self.columns, self.kinds, self.rows)
-        arm = sample.arm[self.at]
-        event = sample.outcome[:, self.at] != -sample.shift[:, None]
-        cell = self.kinds.of_rows(self.at, arm, n_arms)
-        return (
-            moments(sample, self.targets, self.columns, self.rows),
-            count_cells(cell, len(self.kinds), n_arms, sample.propensity[self.at], event),
-        )
-
-    def table(self, baselines: Sequence[str], values: bool) -> list[list[object]]:
-        """Values of every policy (if wanted), then its differences to every baseline but itself."""
-        names = [t.name for t in self.targets]
-        known = {
-            (p, e): self._weighted(p, *estimate(self.sums, self.columns, p, e, self.sample.shift))
-            for p in range(len(names))
-            for e in self.estimators
-        }
-        rows: list[list[object]] = []
-        others = [*([None] if values else []), *(names.index(name) for name in baselines)]
-        for p in range(len(names)):
-            for b in others:
-                if b == p:
-                    continue
-                for e in self.estimators:
-                    value, influence = known[p, e]
-                    if b is not None:
-                        value, influence = value - known[b, e][0], influence - known[b, e][1]
-                    rows += self._rows(p, b, e, value, influence)
-        return rows
-
-    def _weighted(self, policy: int, value: np.ndarray, influence: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Append the weighted reward, less the policy's expected cost, as one more outcome."""
-        weights, cost = np.array([o.weight for o in self.outcomes]), self.columns.cost(policy)
-        mean_cost = self.sums.total[cost] / self.sums.n_obs
-        extra = weights @ influence
-        extra[cost] -= 1.0
-        extra[0] += mean_cost
-        return np.append(value, weights @ value - mean_cost), np.vstack([influence, extra])
-
-    def _rows(
-        self, p: int, b: int | None, estimator: str, value: np.ndarray, influence: np.ndarray
-    ) -> list[list[object]]:
-        cells, coefficient = self._cells(p, b)
-        binary = np.array([o.kind == "binary" for o in self.outcomes] + [False])
-        variance = self.sums.variance(influence)
-        design = np.ones_like(value) if self.sample.cluster is None else self.sums.design_effect(influence)
-        if (p, b) not in self.behind:
-            self.behind[p, b] = (*_events(cells, coefficient, binary[:-1]), _n_eff(cells, coefficient))
-        n_events, enough, rows_behind = self.behind[p, b]
-        by_cells = binary & self._has_cells(p, b)
-        inflation = design * self.sums.correction
-        down, up = _distances(cells, coefficient, variance, design, inflation, self.alpha, by_cells)
-        lower = np.where(binary, np.maximum(value - down, 0.0 if b is None else -1.0), value - down)
-        upper = np.where(binary, np.minimum(value + up, 1.0), value + up)
-        status = np.where(enough & (upper > lower), "ok", "insufficient")
-        se, none = np.sqrt(variance), ~(upper > lower)
-        if b is not None and self._identical(p, b):
-            value, se, none, status = np.zeros_like(value), np.zeros_like(se), True, np.full_like(status, "identical")
-        elif estimator == "dm":
-            se, none, status = np.full_like(se, np.nan), True, np.full_like(status, "diagnostic")
-        lower, upper = np.where(none, np.nan, lower), np.where(none, np.nan, upper)
-        n_eff = rows_behind / design
-        names = [*(o.name for o in self.outcomes), WEIGHTED]
-        head = [self.targets[p].name, "" if b is None else self.targets[b].name]
-        numbers = zip(value, se, lower, upper, n_events, status, n_eff, strict=True)
-        return [
-            [*head, name, self.segment, estimator, v, s, low, high, self.sums.n_obs, int(events), str(state), n]
-            for name, (v, s, low, high, events, state, n) in zip(names, numbers, strict=True)
-        ]
-
-    def _has_cells(self, p: int, b: int | None) -> bool:
-        return self.targets[p].has_cells and (b is None or self.targets[b].has_cells)
-
-    def _cells(self, p: int, b: int | None) -> tuple[Cells, np.ndarray]:
-        """Cell sums for a policy or pair, and the coefficient of each cell's mean outcome in the estimate."""
-        if (p, b) not in self.pairs:
-            pair = [p] if b is None else [p, b]
-            group, tables = self.kinds.digits[0] * 0, [self.targets[t].table for t in pair]
-            for t in pair:
-                if self.targets[t].code is not None:
-                    group = group * len(self.targets[t].table) + self.kinds.digits[t]
-            groups, at, group = np.unique(group, return_index=True, return_inverse=True)
-            cells = self.cells.grouped(group, len(groups))
-            prob = [
-                table[self.kinds.digits[t, at]] if self.targets[t].has_cells else table.mean(axis=0, keepdims=True)
-                for t, table in zip(pair, tables, strict=True)
-            ]
-            difference = prob[0] - (prob[1] if b is not None else 0.0)
-            self.pairs[p, b] = cells, np.broadcast_to(difference, cells.n.shape) * cells.size[:, None]
-        return self.pairs[p, b]
-
-    def _identical(self, p: int, b: int) -> bool:
-        first, second = self.targets[p], self.targets[b]
-        if first.has_cells and second.has_cells:
-            return not self._cells(p, b)[1].any()
-        return np.array_equal(first.probabilities(self.at), second.probabilities(self.at))
-
-
-def _distances(
-    cells: Cells,
-    coefficient: np.ndarray,
-    variance: np.ndarray,
-    design_effect: np.ndarray,
-    inflation: np.ndarray,
-    alpha: float,
-    by_cells: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Distances from each outcome's estimate down and up to its limits; MOVER-Wilson where `by_cells`, else Wald."""
-    down = normal_quantile(alpha) * np.sqrt(variance)
-    up = down.copy()
-    used = coefficient != 0
-    for k in np.flatnonzero(by_cells & used.any()).tolist():
-        share, n_eff = cells.share(k)[used], cells.n_eff()[used] / design_effect[k]
-        # an empty cell knows nothing: its share is anywhere between 0 and 1
-        both = mover(coefficient[used], share, np.maximum(n_eff, 1e-9), alpha)
-        cell_variance = (coefficient[used] ** 2 * cells.share_variance(k)[used]).sum() * inflation[k]
-        down[k], up[k] = carry_over(np.array(both), cell_variance, variance[k], alpha)
-    return down, up
-
-
-def _events(cells: Cells, coefficient: np.ndarray, binary: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Events an estimate rests on, and whether they (for 0/1 outcomes non-events too) are enough; by outcome.
-
-    For a difference, of the side (policy or baseline) that has fewer; the last entry is the weighted reward's.
-    """
-    sides = _sides(coefficient)
-    if not sides:
-        return np.zeros(len(binary) + 1, dtype=int), np.zeros(len(binary) + 1, dtype=bool)
-    events = np.array([cells.events[:, side].sum(axis=1) for side in sides])
-    others = np.array([cells.n[side].sum() for side in sides])[:, None] - events
-    enough = (events.min(axis=0) >= MIN_EVENTS) & (~binary | (others.min(axis=0) >= MIN_EVENTS))
-    return np.append(events.min(axis=0), events.min()).astype(int), np.append(enough, enough.all())
-
-
-def _n_eff(cells: Cells, coefficient: np.ndarray) -> float:
-    """Kish's effective number of rows behind the weaker side of an estimate."""
-    n_eff = np.maximum(cells.n_eff(), 1e-9)
-    sides = [np.abs(coefficient) * side for side in _sides(coefficient)]
-    return min((float(side.sum() ** 2 / (side**2 / n_eff).sum()) for side in sides), default=0.0)
-
-
-def _sides(coefficient: np.ndarray) -> list[np.ndarray]:
-    """Cells that enter with plus, and those that enter with minus."""
-    return [side for side in (coefficient > 0, coefficient < 0) if side.any()]

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from campaign import DataError
 from models.estimators import Sample
+from models.inputs import MOST, read_levels, read_numbers
 
 MAX_LEVELS = 20  # categories of a column that get their own indicator; the rest share "other"
 
@@ -38,8 +38,6 @@ def cross_fit(features: pd.DataFrame, sample: Sample, kinds: Sequence[str], n_fo
     Returns: shape (n, n_arms, n_outcomes).
     Source: Chernozhukov et al. (2018), Econometrics Journal 21, C1-C68 (cross-fitting).
     """
-    if len(features) != len(sample):
-        raise DataError(f"features has {len(features)} rows, the log has {len(sample)}; expected the same rows")
     x, _ = design_matrix(features)
     fold = (np.arange(len(sample)) if sample.cluster is None else sample.cluster) % n_folds
     y = sample.outcome.T
@@ -76,8 +74,8 @@ def design_matrix(features: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     for j, name in enumerate(features.columns):
         column = features.iloc[:, j]
         if pd.api.types.is_numeric_dtype(column) or pd.api.types.is_bool_dtype(column):
-            x = column.to_numpy(dtype=float, na_value=np.nan)
-            known = np.isfinite(x)
+            x = read_numbers(column, f"feature {name!r}")
+            known = np.abs(x) < MOST
             mean, sd = (x[known].mean(), x[known].std()) if known.any() else (0.0, 0.0)
             # heavy tails would let single rows steer the regression
             columns.append(np.where(known, np.clip((x - mean) / (sd if sd > 0 else 1.0), -4, 4), 0.0))
@@ -86,7 +84,8 @@ def design_matrix(features: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
                 columns.append((~known).astype(float))
                 names.append(f"{name} missing")
         else:
-            levels = column.value_counts().index[:MAX_LEVELS]
-            columns += [(column == level).to_numpy(dtype=float) for level in levels]
-            names += [f"{name}={level}" for level in levels]
+            code, levels = read_levels(column, f"feature {name!r}")
+            common = np.argsort(-np.bincount(code[code >= 0], minlength=len(levels)), kind="stable")[:MAX_LEVELS]
+            columns += [(code == level).astype(float) for level in common]
+            names += [f"{name}={levels[level]}" for level in common]
     return np.column_stack(columns), names

@@ -15,7 +15,15 @@ import numpy as np
 import pandas as pd
 
 from campaign import DataError
-from models.columns import read_numbers
+from models.inputs import (
+    check_columns,
+    check_index,
+    check_number,
+    is_number,
+    read_array,
+    read_numbers,
+    read_probabilities,
+)
 
 Score = np.ndarray | str | Sequence[str]
 
@@ -49,8 +57,8 @@ class SendAll:
         """Shape (1, n_arms)."""
         if self.arm is None:
             return np.array([[0.0] + [1 / (n_arms - 1)] * (n_arms - 1)])
-        if not 1 <= self.arm < n_arms:
-            raise DataError(f"SendAll(arm={self.arm}): message arms are 1..{n_arms - 1}")
+        if not (isinstance(self.arm, int | np.integer) and 1 <= self.arm < n_arms):
+            raise DataError(f"SendAll(arm={self.arm!r}): message arms are 1..{n_arms - 1}")
         return np.eye(n_arms)[[self.arm]]
 
 
@@ -75,8 +83,8 @@ class Threshold:
 
     def probabilities(self, log: pd.DataFrame, n_arms: int) -> np.ndarray:
         """Shape (n, n_arms), each row 0 but for one 1."""
-        if np.isnan(self.threshold):
-            raise DataError("Threshold: threshold is NaN; infinity messages nobody")
+        cut = self.threshold
+        check_number("Threshold: threshold", cut, is_number(cut), "a number; infinity messages nobody")
         scores = score_matrix(self.score, log, n_arms)
         return _to_arms(scores, (scores.max(axis=1) > self.threshold).astype(float), n_arms)
 
@@ -114,13 +122,15 @@ class LoggingPolicy:
     def probabilities(self, log: pd.DataFrame, n_arms: int) -> np.ndarray:
         """Shape (n, n_arms)."""
         if self.propensities in log:
-            return np.array(log[self.propensities].tolist(), dtype=float)
+            check_columns(log, [self.propensities])
+            return read_probabilities(log[self.propensities], self.propensities, n_arms)
         if n_arms > 2:
             raise DataError(
                 f"LoggingPolicy: column {self.propensities!r} is missing; with {n_arms} arms the log must hold the "
                 "probability of every arm, as a list per row"
             )
-        p = log[self.propensity].to_numpy(dtype=float)
+        check_columns(log, [self.arm, self.propensity])
+        p = read_numbers(log[self.propensity], self.propensity)
         message = np.where(log[self.arm].to_numpy() == 1, p, 1 - p)
         return np.column_stack([1 - message, message])
 
@@ -152,14 +162,16 @@ def score_matrix(score: Score, log: pd.DataFrame, n_arms: int) -> np.ndarray:
 
     Raises: DataError: a column is missing, the shape does not fit, or a score is NaN.
     """
-    if isinstance(score, str) or (not isinstance(score, np.ndarray) and all(isinstance(s, str) for s in score)):
-        names = [score] if isinstance(score, str) else list(score)
+    names = [score] if isinstance(score, str) else score
+    if isinstance(names, list | tuple) and names and all(isinstance(name, str) for name in names):
         missing = [name for name in names if name not in log]
         if missing:
             raise DataError(f"score column {missing[0]!r} is not in the log; it has {list(log.columns)}")
-        values = np.column_stack([read_numbers(log[name], f"score column {name!r}") for name in names])
+        check_columns(log, names)
+        values = np.column_stack([read_numbers(log.loc[:, str(name)], f"score column {name!r}") for name in names])
     else:
-        values = np.asarray(score, dtype=float)
+        check_index(score, "score", log)
+        values = read_array(score, "score", "an array of numbers, or names of log columns")
     values = values[:, None] if values.ndim == 1 else values
     if values.shape != (len(log), n_arms - 1):
         raise DataError(f"score has shape {values.shape}; expected ({len(log)}, {n_arms - 1}): log rows x message arms")
@@ -218,17 +230,14 @@ def resolve(name: str, policy: Policy | np.ndarray, log: pd.DataFrame, n_arms: i
     Raises: DataError: wrong shape, a probability outside [0, 1] or rows that do not sum to 1, with policy and row.
     """
     n = len(log)
+    expected = "a models.Policy, or an array of probabilities"
     if isinstance(policy, Policy) and not isinstance(policy, type):
-        values = np.asarray(policy.probabilities(log, n_arms), dtype=float)
+        values = read_array(policy.probabilities(log, n_arms), f"policy {name!r}", expected)
         if values.shape == (1, n_arms):
             return Target(name, values, None)
     else:
-        try:
-            values = np.asarray(policy, dtype=float)
-        except (TypeError, ValueError):
-            raise DataError(
-                f"policy {name!r} is {str(policy)[:60]!r}; expected a models.Policy, or an array of probabilities"
-            ) from None
+        check_index(policy, f"policy {name!r}", log)
+        values = read_array(policy, f"policy {name!r}", expected)
     if values.shape == (n,) and n_arms == 2:
         _check_range(name, values)
         return _from_message_probability(name, values)
@@ -272,8 +281,7 @@ def _check_range(name: str, values: np.ndarray) -> None:
 
 
 def _check_share(policy: str, share: float) -> None:
-    if not 0 <= share <= 1:
-        raise DataError(f"{policy}: share == {share:g}, must be in [0, 1]")
+    check_number(f"{policy}: share", share, is_number(share) and 0 <= share <= 1, "in [0, 1]")
 
 
 def _to_arms(scores: np.ndarray, message: np.ndarray, n_arms: int) -> np.ndarray:

@@ -35,7 +35,7 @@ def training_report(
         mu_hat: shape (n, n_arms, n_outcomes), of the same rows.
         choice: the chosen threshold and its constraints.
         values: `evaluate` on the `evaluate` users.
-        checks: `models.decision_log.check_log` on the frame.
+        checks: `models.log_checks.check_log` on the frame.
         drivers: `models.explain.drivers` of users of the `evaluate` split.
     """
     rows = (frame["split"] == "evaluate").to_numpy()

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from campaign import DataError, Splits
+from models.inputs import read_levels
 
 SPLITS = np.array(["train", "select", "evaluate"], dtype=object)
 
@@ -70,12 +71,15 @@ def split_of(user_ids: Iterable[object], splits: Splits) -> np.ndarray:
 
 def check_disjoint(user_ids: np.ndarray, split: np.ndarray) -> None:
     """Raise DataError when a user is in two sets: what chose a policy would then also grade it."""
-    pairs = pd.DataFrame({"user": user_ids, "split": split}).drop_duplicates()
+    user, users = read_levels(pd.Series(user_ids), "cluster", sort=False)
+    part, parts = read_levels(pd.Series(split), "split", sort=False)
+    pairs = pd.DataFrame({"user": user, "split": part}).drop_duplicates()
     twice = pairs["user"].duplicated()
     if twice.any():
-        user = pairs.loc[twice, "user"].iloc[0]
-        sets = pairs.loc[pairs["user"] == user, "split"].tolist()
+        first = pairs.loc[twice, "user"].iloc[0]
+        user_id = users[first] if first >= 0 else None
+        sets = [parts[k] if k >= 0 else None for k in pairs.loc[pairs["user"] == first, "split"]]
         raise DataError(
-            f"{pairs.loc[twice, 'user'].nunique()} clusters are in two splits (first: {user} in {sets}); "
+            f"{pairs.loc[twice, 'user'].nunique()} clusters are in two splits (first: {user_id} in {sets}); "
             "expected each user in one; draw the splits with models.splits.split_of"
         )

@@ -4,7 +4,7 @@ import pytest
 from known_truth import guarded_log
 
 from models import Guardrail, Outcome, SendNone, Threshold, choose_policy, evaluate
-from models.choice import candidate_thresholds
+from models.certification import candidate_thresholds
 
 OUTCOMES = [Outcome("y", "binary", 10.0), Outcome("kept", "binary", 0.0)]
 

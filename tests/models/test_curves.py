@@ -131,7 +131,7 @@ SKLIFT = 0.09128851265161411
     ("arguments", "message"),
     [
         ((np.zeros(3), np.zeros(4)), r"score has shape \(3,\), effect \(4,\)"),
-        ((np.array([1.0, np.nan]), np.zeros(2)), "score is NaN in 1 rows"),
+        ((np.array([1.0, np.nan]), np.zeros(2)), "score is NaN or infinite in 1 rows"),
         ((np.zeros(2), np.zeros(2), "auuc"), "target == 'auuc', must be 'autoc' or 'qini'"),
     ],
 )

@@ -192,7 +192,7 @@ BAD = [
     ({}, {"policies": {"p": SendAll}}, "policy 'p' is .*SendAll.*; expected a models.Policy, or an array"),
     ({}, {"policies": {"p": [[1, 0], [1]]}}, "policy 'p' is .*; expected a models.Policy, or an array"),
     ({}, {"policies": {"p": Threshold("segment")}}, "score column 'segment' has dtype .*; expected numbers"),
-    ({}, {"policies": {"p": Threshold("x", np.nan)}}, "threshold is NaN; infinity messages nobody"),
+    ({}, {"policies": {"p": Threshold("x", np.nan)}}, "threshold == nan, must be a number; infinity messages nobody"),
     ({}, {"mu_hat": 0.5}, r"mu_hat has shape \(\); expected \(5000, 2, 1\)"),
     ({}, {"mu_hat": np.full((5000, 2, 1), 1e200)}, r"mu_hat is NaN or infinite \(first: row 0\)"),
     ({}, {"outcomes": Y[0]}, "outcomes == Outcome.*, must be a list of models.Outcome"),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from bentos import assignment as assign
 from campaign import DataError, load_campaign
 from models import Outcome, evaluate
-from models.decision_log import check_log
+from models.log_checks import check_log
 from models.propensities import given_history, outside_holdout
 from models.splits import draw_window
 

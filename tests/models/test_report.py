@@ -8,8 +8,8 @@ import pytest
 
 from campaign import load_campaign
 from models.challenger import choose_and_evaluate
-from models.decision_log import check_log
 from models.definitions import DEFINITIONS
+from models.log_checks import check_log
 from models.method import deciding_constraints
 from models.predictions import prediction_columns
 from models.report import training_report, weighted_rows

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from campaign import DataError
-from models.columns import PROBE, all_different
+from models.inputs import PROBE, all_different
 
 N = 40_000
 USERS = [f"user-{i}" for i in range(N)]

@@ -5,7 +5,7 @@ from known_truth import World
 from scipy.stats import chisquare
 
 from campaign import DataError
-from models.decision_log import check_log, require_valid, sample_ratio
+from models.log_checks import check_log, require_valid, sample_ratio
 
 DAY = pd.Timestamp("2026-01-01", tz="UTC")
 
