@@ -169,7 +169,7 @@ def words(week: Week) -> str:
 
 
 def experiment_lines(told: Mapping[str, Any] | None) -> list[str]:
-    """What came of the experiment, for a person: who against whom, its verdict, and the reasons."""
+    """What came of the experiment, for a person: who against whom, its verdict, the reasons, and notes."""
     if told is None:
         return []
     if "refused" in told:
@@ -177,7 +177,7 @@ def experiment_lines(told: Mapping[str, Any] | None) -> list[str]:
     head = f"experiment {' against '.join(reversed(told['variants']))}, weeks {told['week']} to {told['read_week']}"
     head += f", {told['users']:,} users of {told['planned_users']:,} planned"
     head += f" (to ship with probability {told['ship_probability']:.2f}): {told['decision']}"
-    return [head, *told["reasons"]]
+    return [head, *told["reasons"], *(f"note: {note}" for note in told["notes"])]
 
 
 def experiment_rows(told: Mapping[str, Any] | None) -> list[list[str]]:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -36,19 +37,36 @@ print(result.text(), file=sys.stderr)
 """
 
 
+NAME = "none-experiment@1-3000users-5weeks-seed3"
+
+
+def start(data):
+    environ = os.environ | {"TACTFUL_DATA": str(data), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        [sys.executable, "-c", PLAY, str(data)],
+        cwd=ROOT,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finished(process):
+    """What was printed as JSON, and to people."""
+    printed, told = process.communicate(timeout=500)
+    assert process.returncode == 0, told[-4000:]
+    return json.loads(printed.splitlines()[-1]), told
+
+
 @pytest.fixture(scope="module")
 def rehearsed(tmp_path_factory):
     data = tmp_path_factory.mktemp("rehearsed")
-    environ = os.environ | {"TACTFUL_DATA": str(data), "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", PLAY, str(data)], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=500
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    result = json.loads(done.stdout.splitlines()[-1])
-    folder = data / "rehearsals" / "none-experiment@1-3000users-5weeks-seed3"
+    result, told = finished(start(data))
+    folder = data / "rehearsals" / NAME
     files = sorted((folder / "data" / "decisions").glob("date=*/service-*.parquet"))
     log = pd.concat(map(pd.read_parquet, files), ignore_index=True).sort_values("decided_at")
-    return folder, result, log, done.stderr
+    return folder, result, log, told
 
 
 def enrolled(log, first_only=True):
@@ -110,6 +128,22 @@ def test_it_is_printed_and_on_the_page(rehearsed):
     assert head in printed
     assert f": {told['decision']}" in printed
     assert head in (folder / "rehearsal.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_killed_while_it_runs_it_comes_to_the_same_end(rehearsed, tmp_path):
+    for left in ("experiment.json", "weeks/02.npy", "data/reports/experiments/rehearsed/readout.json"):
+        process = start(tmp_path)
+        while not (tmp_path / "rehearsals" / NAME / left).exists():
+            assert process.poll() is None, process.stderr.read()[-3000:]
+            time.sleep(0.05)
+        process.kill()
+        process.communicate()
+    result, _ = finished(start(tmp_path))
+    ours, theirs = (r["summary"]["experiment"] for r in (result, rehearsed[1]))
+    assert ours == theirs
+    assert result["weeks"] == rehearsed[1]["weeks"]
 
 
 @pytest.mark.parametrize(("weeks", "week"), [(5, 2), (5, 0), (4, 1)])
