@@ -198,6 +198,15 @@ def test_guardrail_at_the_boundary_is_rarely_violated():
         ({}, {"mu_hat": np.zeros((10, 2, 2))}, "mu_hat has 10 rows, the log has 300"),
         ({}, {"features": pd.DataFrame({"x": [1.0]})}, "features has 1 rows, the log has 300"),
         ({"arm": 0.5}, {}, "arm has dtype float64; expected integers"),
+        ({}, {"shares": ["a"]}, r"shares is .*; expected shares of users in \(0, 1\]"),
+        ({}, {"max_message_share": "0.5"}, r"max_message_share == '0.5', must be in \[0, 1\]"),
+        ({}, {"guardrails": ["kept"]}, r"guardrails == \['kept'\], must be a list of models.Guardrail"),
+        ({}, {"guardrails": [Guardrail("kept", "0.1")]}, "margin == '0.1', must be a number >= 0"),
+        ({}, {"estimator": ["dr"]}, r"estimator == \['dr'\], must be one with an interval"),
+        ({}, {"scores": np.zeros(300, complex)}, "score is .*; expected an array of numbers, or names of log columns"),
+        ({}, {"scores": None}, r"score has shape \(\); expected \(300, 1\)"),
+        ({}, {"features": np.zeros((300, 1))}, "features is a ndarray; expected a DataFrame"),
+        ({"split": [["select"]] * 300}, {}, "split holds .*; expected single values"),
     ],
 )
 def test_choose_policy_says_what_is_wrong(change, arguments, message):

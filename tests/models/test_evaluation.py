@@ -199,6 +199,24 @@ BAD = [
     ({}, {"outcomes": ["y"]}, r"outcomes == \['y'\], must be a list of models.Outcome"),
     ({"weighted": 1.0}, {"outcomes": [Outcome("weighted", "binary")]}, "outcome name 'weighted' is taken"),
     ({}, {"outcomes": [Outcome("y", "binary", np.nan)]}, "outcome 'y': weight == nan, must be a finite number"),
+    ({"y": 1j}, {}, "outcome 'y' has dtype complex128, for example .*1j.*; expected numbers"),
+    ({"arm": 1j}, {}, "arm has dtype complex128; expected integers"),
+    ({"propensity": [[0.5]] * 5000}, {}, r"propensity has dtype object, for example \[0.5\]; expected numbers"),
+    ({"user_id": [[1]] * 5000}, {}, r"user_id holds \[1\]; expected single values"),
+    ({"user_id": None}, {}, "user_id is missing in 5000 rows; every row needs its unit"),
+    ({}, {"policies": {"p": np.zeros(5000, complex)}}, "policy 'p' is .*; expected a models.Policy, or an array"),
+    ({}, {"policies": {"p": np.full(5000, "a")}}, "policy 'p' is .*; expected a models.Policy, or an array"),
+    ({}, {"policies": {"p": 0.5}}, r"policy 'p' has shape \(\); expected \(5000,\) or \(5000, 2\)"),
+    ({}, {"costs": ["a", "b"]}, r"costs is .*; expected numbers, one per arm, control's first"),
+    ({}, {"costs": [[0], [1, 2]]}, r"costs is .*; expected numbers, one per arm, control's first"),
+    ({}, {"mu_hat": "a"}, "mu_hat is 'a'; expected an array of predictions, log rows x arms x outcomes"),
+    ({}, {"outcomes": None}, "outcomes == None, must be a list of models.Outcome"),
+    ({}, {"features": np.zeros((5000, 2))}, "features is a ndarray; expected a DataFrame, or names of log columns"),
+    ({}, {"features": pd.DataFrame({"a": np.zeros(5000)}, index=range(5, 5005))}, "features has another index than"),
+    ({}, {"segments": None}, "segments is a NoneType; expected a list of names"),
+    ({}, {"baselines": [["a"]]}, r"baselines holds .*; expected names"),
+    ({}, {"alpha": np.array([0.05, 0.1])}, r"alpha == array.*, must be in \(0, 1\)"),
+    ({}, {"cluster": ["user_id"]}, r"the log has no column \['user_id'\]"),
 ]
 
 
@@ -212,9 +230,11 @@ def test_evaluate_says_what_is_wrong(log, columns, arguments, message):
 def test_evaluate_refuses_what_is_no_log(log):
     with pytest.raises(ValueError, match="the log has no rows"):
         evaluate(log.head(0), {}, Y)
+    with pytest.raises(ValueError, match="the log is a NoneType; expected a pandas DataFrame"):
+        evaluate(None, {}, Y)
     with pytest.raises(ValueError, match="the log is a dict; expected a pandas DataFrame"):
         evaluate(dict(log), {}, Y)
-    for name in ("y", "arm", "segment"):
+    for name in ("y", "arm", "segment", "user_id", "decision_id"):
         with pytest.raises(ValueError, match=f"the log has column '{name}' 2 times"):
             evaluate(pd.concat([log, log[[name]]], axis=1), {}, Y, segments=["segment"])
 
