@@ -82,6 +82,16 @@ def test_forecast_and_live_intervals_cover_their_difference(bench):
     assert compared["covered"].mean() >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / len(compared))
 
 
+def test_a_rehearsed_experiment_is_near_forecast_and_truth(bench, tmp_path):
+    """One experiment on the simulated platform: every estimate within four standard errors of what is true."""
+    compared = bench.rehearsed_experiment(1, 2500, tmp_path)
+    assert set(compared["metric"]) == {"subscription", "retention", "listening"}
+    live_se = (compared["live_upper"] - compared["live_lower"]) / (2 * 1.96)
+    assert (abs(compared["live"] - compared["truth"]) < 4 * live_se).all()
+    forecast_se = (compared["forecast_upper"] - compared["forecast_lower"]) / (2 * 1.96)
+    assert (abs(compared["forecast"] - compared["truth"]) < 4 * forecast_se).all()
+
+
 def test_benchmark_section_replaces_only_itself(bench, tmp_path):
     file = tmp_path / "benchmarks.md"
     file.write_text("# Benchmarks\n\n<!-- other -->\nkept\n<!-- /other -->\n")
