@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import metadata
 from typing import Any, get_args, get_origin
 
 import typer
@@ -263,6 +264,25 @@ def errors() -> str:
     return "```text\n" + (campaign.__doc__ or "").split("\n\n", 1)[1].strip() + "\n```"
 
 
+def licences() -> str:
+    """Every package of the lock with the licence that its own metadata states."""
+    rows = []
+    for line in (campaign.ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
+        name, _, version = line.partition("==")
+        if version:
+            rows.append((name, version, _licence(metadata(name))))
+    return _table(("package", "version", "licence"), rows)
+
+
+def _licence(about: Any) -> str:
+    """The SPDX expression, else the classifiers, else the first line of free text."""
+    classified = [
+        text.rpartition(" :: ")[2] for text in about.get_all("Classifier") or () if text.startswith("License")
+    ]
+    text = next(iter((about["License"] or "").strip().splitlines()), "")
+    return about["License-Expression"] or ", ".join(classified) or text[:60] or "not stated"
+
+
 def _code(text: str) -> str:
     return f"`{text}`" if text else ""
 
@@ -290,5 +310,6 @@ TABLES: Mapping[str, Any] = {
         settings,
         exit_codes,
         errors,
+        licences,
     )
 }

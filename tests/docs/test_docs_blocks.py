@@ -6,6 +6,8 @@ import subprocess
 import sys
 import tomllib
 
+import numpy as np
+import pandas as pd
 import pytest
 import typer
 import yaml
@@ -93,8 +95,33 @@ def test_tutorial_runs_from_a_fresh_checkout(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_readme_runs_on_an_experiment_of_its_shape(tmp_path):
+    """The columns that its spec.toml names, 2,000 rows drawn at random; its `sh` block as it stands."""
+    readme = ROOT / "README.md"
+    (spec,) = [block.text for block in blocks(readme) if block.kind == "toml"]
+    (tmp_path / "spec.toml").write_text(spec)
+    rng, n = np.random.default_rng(5), 2000
+    frame = pd.DataFrame(
+        {
+            "recency": rng.integers(1, 13, n),
+            "history": rng.gamma(2, 100, n),
+            "channel": rng.choice(["Web", "Phone"], n),
+            "segment": rng.choice(["No E-Mail", "E-Mail"], n),
+        }
+    )
+    frame["visit"] = (rng.random(n) < 0.1 + 0.1 * (frame["segment"] == "E-Mail") * (frame["recency"] < 6)).astype(int)
+    frame.to_csv(tmp_path / "experiment.csv", index=False)
+    frame.drop(columns=["segment", "visit"]).to_csv(tmp_path / "customers.csv", index=False)
+    assert "E-Mail" in run_page(readme, tmp_path)
+    scored = pd.read_parquet(tmp_path / "scored.parquet")
+    assert len(scored) == n
+    assert {"uplift_E-Mail_visit", "best_arm"} <= set(scored.columns)
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(2400)
-@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*HOW_TO, ROOT / "docs" / "logs.md"], ids=lambda page: page.stem)
 def test_how_to_page_runs(page, world, tmp_path):
     root = tmp_path / "copy"
     shutil.copytree(world, root, symlinks=True)
