@@ -61,7 +61,10 @@ def score_all(
     bundle, store = load_bundle(tag, model_path(tag), campaign), open_store()
     schema = feature_schema(store, bundle.feature_service)
     if schema.hash != bundle.schema_hash:
-        raise ModelError(f"{tag}: trained on schema {bundle.schema_hash}, the feature store has {schema.hash}; retrain")
+        raise ModelError(
+            f"{tag}: trained on schema {bundle.schema_hash}, the feature store has {schema.hash}; run "
+            "`feast -c feature_repo apply`, or train again with `tactful train`"
+        )
     day = _newest_day(data / "features")
     folder = data / "eligibility" / f"date={day}"
     with pq.ParquetFile(snapshot_file(store, day)) as snapshot:

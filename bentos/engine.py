@@ -159,7 +159,8 @@ def probe(bundle: Bundle, stored: Path, tolerance: float = 1e-5) -> None:
     answer, expected = bundle.model.predict(columns), np.array(raw["mu_hat"])
     if answer.shape != expected.shape or not np.allclose(answer, expected, rtol=0, atol=tolerance):
         raise ModelError(
-            f"{bundle.tag}: its answers differ from those stored in probe.json; it is not what was trained"
+            f"{bundle.tag}: its answers differ from those stored in probe.json; it is not what was trained; "
+            "promote another, or train again with `tactful train`"
         )
 
 

@@ -113,7 +113,7 @@ def pages(data: Path) -> dict[str, str]:
         "report": "reports/*/report.html",
         "weekly": "monitoring/*/summary.html",
         "rehearsal": "rehearsals/*/rehearsal.html",
-        "experiment": "experiments/**/*.html",
+        "experiment": "reports/experiments/*/readout.html",
     }
     found = {}
     for name, pattern in kinds.items():

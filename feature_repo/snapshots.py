@@ -108,9 +108,14 @@ def _possible_days(logs_dir: Path) -> tuple[date, date]:
     found = {log: {arrival(path.parent) for path in log_files(logs_dir / log)} for log in LOGS}
     dates = set().union(*found.values())
     if dates and not found["users"]:
-        raise DataError(f"{logs_dir / 'users'}: no profiles, so nobody would have features; expected date=*/*.parquet")
+        raise DataError(
+            f"{logs_dir / 'users'}: no profiles, so nobody would have features; expected date=*/*.parquet "
+            "(`tactful check` looks at every table)"
+        )
     if not dates:
-        raise DataError(f"{logs_dir}: no logs; expected {logs_dir}/<{'|'.join(LOGS)}>/date=YYYY-MM-DD/*.parquet")
+        raise DataError(
+            f"{logs_dir}: no logs; expected {logs_dir}/<{'|'.join(LOGS)}>/date=YYYY-MM-DD/*.parquet; see docs/logs.md"
+        )
     return min(dates) + _DAY, max(dates) + _DAY
 
 
@@ -146,7 +151,7 @@ def _load(con: duckdb.DuckDBPyConnection, logs_dir: Path, first: date, last: dat
         con.execute(aggregates.DAILY_SUBSCRIPTIONS)
     except UNREADABLE as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{logs_dir}: a log cannot be read: {reason}; check the files with contracts.ingest") from None
+        raise DataError(f"{logs_dir}: a log cannot be read: {reason}; `tactful check` names the file") from None
 
 
 def _files(folder: Path, since: date | None, until: date) -> list[str]:

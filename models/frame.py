@@ -45,8 +45,8 @@ def read_decisions(decisions_dir: Path) -> pd.DataFrame:
     files = sorted(decisions_dir.glob("date=*/*.parquet"))
     if not files:
         raise DataError(
-            f"{decisions_dir}: no decisions; expected date=YYYY-MM-DD/*.parquet written by the platform's random "
-            "phase (`tactful simulate`) or by the service"
+            f"{decisions_dir}: no decisions; bring those of your random phase by [decisions] of logs.toml, or as "
+            "date=YYYY-MM-DD/*.parquet (docs/logs.md); `tactful simulate` writes some"
         )
     data = ds.dataset([str(file) for file in files], format="parquet")
     if "experiment" not in data.schema.names:  # the first file's schema; one from before experiments has no such column

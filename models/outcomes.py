@@ -81,7 +81,10 @@ def _measure(
     measure = MEASURES[outcome.measure]
     files = log_files(logs_dir / measure.table)
     if not files:
-        raise DataError(f"{logs_dir / measure.table}: no Parquet files; outcome {outcome.name!r} is measured from them")
+        raise DataError(
+            f"{logs_dir / measure.table}: no Parquet files, and outcome {outcome.name!r} is measured from "
+            "them; bring that table, or take the outcome out of campaign.toml (`tactful check` says which)"
+        )
     # partitions are by arrival, and a clock may run a day ahead (feature_repo.contracts): earlier ones cannot count
     (oldest,) = connection.execute("SELECT min(decided_at) FROM decisions").fetchone() or (None,)
     first = np.datetime64(oldest or 0, "us").astype("datetime64[D]") - 1

@@ -112,7 +112,7 @@ def model_path(tag: str) -> Path:
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
     if wrong or not expected:
         raise ModelError(
-            f"{tag}: {', '.join(wrong) or 'metadata'} in {folder} differs from what was packed; pack it again"
+            f"{tag}: {', '.join(wrong) or 'metadata'} in {folder} differs from what was packed; train again"
         )
     return folder
 

@@ -123,7 +123,7 @@ def _disk(_: datetime) -> tuple[Verdict, str, str]:
 def _log_days() -> tuple[date, date]:
     days = {arrival(path.parent) for log in LOGS for path in log_files(data_dir() / "logs" / log)}
     if not days:
-        raise DataError(f"{data_dir() / 'logs'}: no logs; tactful simulate, or put your own there (docs/logs.md)")
+        raise DataError(f"{data_dir() / 'logs'}: no logs; map yours in logs.toml (docs/logs.md), or tactful simulate")
     return min(days), max(days)
 
 

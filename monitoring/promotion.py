@@ -125,7 +125,7 @@ def fall_back(campaign: Campaign, data: Path, reason: str, *, as_of: datetime, n
     """
     pointer = read_pointer()
     if pointer.champion is None:
-        raise ModelError("no champion to fall back from")
+        raise ModelError("no champion to fall back from; run `tactful promote`")
     if _sends_nothing(pointer.champion):
         return pointer.champion
     if pointer.previous and _surely_helps(campaign, data, pointer.previous[-1], as_of):

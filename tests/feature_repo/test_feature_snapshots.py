@@ -177,7 +177,7 @@ def test_build_with_a_log_that_never_was(small: Path, tmp_path: Path) -> None:
         ("future", r"logs end on 2026-03-12, so the last snapshot is 2026-03-13; asked until 2026-04-01"),
         ("no users", "logs/users: no profiles, so nobody would have features"),
         ("no date", r"sessions/date=yesterday: not a date; expected a folder date=YYYY-MM-DD"),
-        ("corrupt", "a log cannot be read: .*part-0.parquet.*; check the files with contracts.ingest"),
+        ("corrupt", "a log cannot be read: .*part-0.parquet.*; `tactful check` names the file"),
     ],
 )
 def test_build_bad_input(case: str, message: str, small: Path, tmp_path: Path) -> None:

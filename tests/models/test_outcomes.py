@@ -94,5 +94,5 @@ def test_measure_outcomes_refuses_open_windows(tmp_path):
 
 def test_measure_outcomes_names_the_missing_log(tmp_path):
     decisions = pd.DataFrame({"user_id": ["u1"], "decided_at": [pd.Timestamp(START)]})
-    with pytest.raises(DataError, match="subscriptions: no Parquet files; outcome 'subscription'"):
+    with pytest.raises(DataError, match="subscriptions: no Parquet files, and outcome 'subscription'"):
         measure_outcomes(decisions, tmp_path, OUTCOMES, AS_OF)
