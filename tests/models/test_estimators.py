@@ -1,6 +1,32 @@
-"""Known answers: what every estimator must give exactly, whatever the data."""
+"""Known answers: what every estimator must give exactly, whatever the data.
+
+The thirteen, and where each is tested (E this file, V test_evaluation, I test_intervals, C test_curves, H test_choice,
+N test_nuisance, L test_log_checks):
+
+     1  SNIPS of a constant policy is the arm's mean     E test_snips_of_constant_policies_...
+     2  DR without predictions is IPS; saturated ones    E test_dr_with_zero_..., test_dr_with_saturated_...
+     3  a shift of the outcome shifts SNIPS and DR       E test_shift_of_the_outcome_...
+     4  the logging policy is worth the mean             E test_logging_policy_...
+     5  unbiased over every possible assignment          E test_ips_and_dr_are_unbiased_over_every_...
+     6  differences, weighted rewards, segments add up   E test_weighted_...
+     7  singleton clusters, copied rows                  E test_cluster_errors_of_singletons_...
+     8  plain replay under 90/10 is refused              E test_plain_replay_is_refused_...
+     9  z test, Wilson, Newcombe, chi-square             I test_wilson_..., test_mover_..., test_..._z_test; L
+    10  AUTOC and Qini: ties, row order, closed form     C test_rate_...
+    11  coverage of intervals                            V test_intervals_cover_the_truth
+    12  guardrails at the boundary                       H test_guardrail_at_the_boundary_...
+    13  obp and scikit-uplift                            E test_values_equal_obp (needs $TACTFUL_OBP_PYTHON)
+
+Deliberately wrong variants that are found out: plain replay (E test_plain_replay_would_be_wrong_there), DM with an
+interval (N test_dm_with_an_interval_...), predictions in sample (N test_in_sample_nuisances_...), errors by row (V
+test_errors_by_row_..., L), a threshold's value on the data that chose it (H test_value_of_a_threshold_...).
+"""
 
 import itertools
+import json
+import os
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -206,3 +232,12 @@ def test_plain_replay_would_be_wrong_there():
     assert abs(y.mean() - truth) > 3 * y.std() / np.sqrt(len(y))
     found = row(evaluate(log, {"p": world.score(log) > 0}, Y), "p", "snips")
     assert found["ci_lower"] < truth < found["ci_upper"]
+
+
+@pytest.mark.skipif("TACTFUL_OBP_PYTHON" not in os.environ, reason="names a Python with obp 0.5.7 and scikit-uplift")
+def test_values_equal_obp():
+    script = Path(__file__).parents[2] / "benchmarks" / "evaluation.py"
+    command = [os.environ["TACTFUL_OBP_PYTHON"], "-W", "ignore", str(script), "--anchor", "20000"]
+    found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    assert found["difference"] < 1e-10
+    assert found["qini"] < 1e-10

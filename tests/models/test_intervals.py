@@ -1,6 +1,8 @@
 import numpy as np
 import pytest
+from scipy.stats import norm
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
+from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from models import Outcome, evaluate
 from models.intervals import carry_over, mover, normal_quantile, wilson
@@ -39,9 +41,20 @@ def test_evaluate_wald_of_a_continuous_outcome_is_the_z_test(log):
     found = table[(table["policy"] == "send_all") & (table["baseline"] == "send_none")].iloc[0]
     arms = [log["hours"][log["arm"] == a] for a in (0, 1)]
     se = np.sqrt(sum(y.var(ddof=0) / len(y) for y in arms))
-    # statsmodels' unequal-variance z uses n - 1 per arm, ours (G / (G - 1)) over all: equal to 1 / n_holdout
     assert found["se"] == pytest.approx(se, rel=2 / len(log))
     assert found["ci_upper"] - found["value"] == pytest.approx(normal_quantile(0.05) * found["se"])
+    # statsmodels divides by n - 1 in each arm, ours by G / (G - 1) over all: equal up to 1 / n_holdout
+    theirs = CompareMeans(DescrStatsW(arms[1]), DescrStatsW(arms[0]))
+    holdout = len(arms[0])
+    limits = theirs.zconfint_diff(alpha=0.05, usevar="unequal")
+    assert found["value"] == pytest.approx(np.mean(limits), abs=1e-12)
+    np.testing.assert_allclose(
+        found[["ci_lower", "ci_upper"]].astype(float) - found["value"],
+        np.array(limits) - np.mean(limits),
+        rtol=1 / holdout,
+    )
+    p = 2 * norm.sf(abs(found["value"] / found["se"]))
+    assert p == pytest.approx(theirs.ztest_ind(usevar="unequal")[1], rel=0.05)
 
 
 def test_carry_over_is_continuous_and_keeps_excess_variance():

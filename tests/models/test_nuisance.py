@@ -90,6 +90,23 @@ def test_in_sample_nuisances_undercover_and_cross_fitted_ones_do_not():
     assert _coverage(crossed, 80) > 0.90
 
 
+def test_dm_with_an_interval_would_miss_the_truth_and_dr_does_not():
+    """The deliberately wrong variant: the spread of DM's scores taken for its error; it knows nothing of the noise."""
+    world, hits = World(2_000, 0.2, seed=31), {"dm": 0, "dr": 0}
+    truth = world.truth()["send_none"]
+    for r in range(60):
+        log, _ = world.draw(r)
+        sample = read_sample(log, Y)
+        mu_hat = cross_fit(log[["x"]], sample, ["binary"])
+        dm = mu_hat[:, 0, 0]
+        hits["dm"] += abs(dm.mean() - truth) <= 1.96 * dm.std() / np.sqrt(len(dm))
+        table = evaluate(log, {}, Y, estimators=["dr"], mu_hat=mu_hat)
+        dr = table[(table["policy"] == "send_none") & (table["baseline"] == "") & (table["outcome"] == "y")].iloc[0]
+        hits["dr"] += dr["ci_lower"] <= truth <= dr["ci_upper"]
+    assert hits["dm"] <= 30, "95% intervals that hold the truth in at most half of the samples"
+    assert hits["dr"] >= 52, "three Monte Carlo standard errors below 95%"
+
+
 def test_diagnostic_dm_has_no_interval(log):
     table = evaluate(log, {"p": Threshold("x", 0.5)}, Y, estimators=["dm"], features=["x"])
     assert (table["status"][table["status"] != "identical"] == "diagnostic").all()
