@@ -33,7 +33,7 @@ def decile_plot(deciles: Sequence[Mapping[str, Any]]) -> str:
         for d in rows:
             ends = y(d["realised"] - 1.96 * d["se"]), y(d["realised"] + 1.96 * d["se"])
             parts += _whisker(x(d["decile"]) + move, ends, y(d["realised"]), ARM_COLOURS[i % len(ARM_COLOURS)])
-    parts.append(_text(WIDTH / 2, HEIGHT - 3, "decile of predicted uplift (10 = highest)"))
+    parts.append(_text(WIDTH / 2, HEIGHT - 4, "decile of predicted uplift (10 = highest)"))
     return _svg(parts, "Promised and realised uplift by decile, EUR per user")
 
 
@@ -52,7 +52,7 @@ def drift_plot(columns: Sequence[ColumnDrift], limit: float) -> str:
         parts.append(f'<rect x="{left}" y="{middle - 0.35 * step:.1f}" {size} fill="{colour}"/>')
     parts.append(_rule(x(limit), TOP, x(limit), HEIGHT - BOTTOM, "4 3"))
     parts.append(_text(x(limit), HEIGHT - 18, f"threshold {limit:g}", "end"))
-    parts.append(_text(WIDTH / 2, HEIGHT - 3, "shift since training, reference sd (grey: not counted)"))
+    parts.append(_text(WIDTH / 2, HEIGHT - 4, "shift since training, reference sd (grey: not counted)"))
     return _svg(parts, "Most drifted columns")
 
 
@@ -79,7 +79,7 @@ def weeks_plot(weeks: Sequence[Mapping[str, Any]]) -> str:
             promise = y(test["predicted"])
             parts.append(f'<path d="M{x(i) - 9:.1f} {promise:.1f}h18" stroke="{BLUE}" stroke-width="2.5"/>')
             parts += _whisker(x(i), ends, y(test["realised"]), VERMILION)
-    parts.append(_text(WIDTH / 2, HEIGHT - 3, "squares: green fine, orange look, red retrain, purple stop"))
+    parts.append(_text(WIDTH / 2, HEIGHT - 4, "squares: green fine, orange look, red retrain, purple stop"))
     return _svg(parts, "Weeks at a glance: realised uplift and verdict")
 
 
@@ -108,7 +108,7 @@ def values_plot(values: Mapping[str, Sequence[float]], squares: Sequence[str], s
         parts.append(f'<rect {box} fill="{ACTION_COLOURS[action]}"/>')
         parts.append(_text(x(k), bottom + 2, "*") if k in stars else "")
         parts.append(_text(x(k), HEIGHT - 20, str(k + 1)) if n <= 12 or k % 5 == 4 else "")
-    parts.append(_text(WIDTH / 2, HEIGHT - 3, "week (square: its verdict, *: a new champion follows)"))
+    parts.append(_text(WIDTH / 2, HEIGHT - 4, "week (square: its verdict, *: a new champion follows)"))
     return _svg(parts, "True value of each policy by week, EUR per user")
 
 
