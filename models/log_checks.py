@@ -72,7 +72,8 @@ def check_log(
         if prob is not None:
             taken = (arms == a).astype(float)
             rows.append(_mean_check(f"share of arm {a}", taken, prob[:, a], codes))
-        rows.append(_mean_check(f"mean weight of arm {a}", (arms == a) / p, np.ones(len(p)), codes))
+        possible = np.ones(len(p)) if prob is None else (prob[:, a] > 0).astype(float)
+        rows.append(_mean_check(f"mean weight of arm {a}", (arms == a) / p, possible, codes))
     if prob is not None:
         surplus = (arms[:, None] == np.arange(1, n_arms)) - prob[:, 1:]
         rows += _ratio_checks(log, surplus, segments, codes)

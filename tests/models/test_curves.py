@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import linregress
 
+from campaign import DataError
 from models.curves import calibration, compare_rate, gain_curve, heterogeneity, rate, sklift_qini
 
 RNG = np.random.default_rng(0)
@@ -149,3 +150,45 @@ def test_gain_curve_has_a_point_at_every_twentieth_of_the_users_by_default():
     rng = np.random.default_rng(0)
     curve = gain_curve(rng.random(100), rng.normal(size=100))
     np.testing.assert_allclose(curve["share"], np.arange(1, 21) / 20)
+
+
+SCORE = np.linspace(0, 1, 50)
+LIFT = np.sin(9 * SCORE)
+
+
+@pytest.mark.parametrize("curve", [gain_curve, rate, calibration, heterogeneity])
+@pytest.mark.parametrize(
+    ("score", "effect", "options", "message"),
+    [
+        (np.full(50, "a"), LIFT, {}, "score is .*; expected numbers, one per row"),
+        (SCORE + 0j, LIFT, {}, "score is .*; expected numbers, one per row"),
+        (SCORE.astype("M8[D]"), LIFT, {}, "score is .*; expected numbers, one per row"),
+        (SCORE[:, None], LIFT[:, None], {}, r"score has shape \(50, 1\), effect \(50, 1\); expected both"),
+        (np.r_[np.inf, SCORE[1:]], LIFT, {}, r"score is NaN or infinite in 1 rows \(first: row 0\)"),
+        (SCORE, 1e200 * (LIFT + 2), {}, "effect is NaN or infinite in 50 rows"),
+        (SCORE, LIFT, {"cluster": SCORE[:3]}, "cluster has 3 rows, 0 of them missing, the score 50"),
+        (SCORE, LIFT, {"cluster": [None] * 50}, "cluster has 50 rows, 50 of them missing"),
+        (SCORE, LIFT, {"cluster": [[1]] * 50}, r"cluster holds \[1\]; expected single values"),
+        (SCORE, LIFT, {"alpha": "0.05"}, r"alpha == '0.05', must be in \(0, 1\)"),
+    ],
+)
+def test_curves_say_what_is_wrong(curve, score, effect, options, message):
+    with pytest.raises(DataError, match=message):
+        curve(score, effect, **options)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: gain_curve(SCORE, LIFT, shares="a"), "shares is 'a'; expected shares of users"),
+        (lambda: gain_curve(SCORE, LIFT, shares=[]), r"shares == \[\]; expected shares of users"),
+        (lambda: gain_curve(SCORE, LIFT, seed=-1), "seed == -1, must be an integer >= 0"),
+        (lambda: calibration(SCORE, LIFT, bins=0), "bins == 0, must be an integer >= 1"),
+        (lambda: compare_rate(SCORE, SCORE[:3], LIFT), r"score has shape \(3,\), effect \(50,\)"),
+        (lambda: sklift_qini(SCORE, SCORE, SCORE > 0.5), "outcome has 50 values .*; expected 0 and 1, both"),
+        (lambda: sklift_qini(SCORE > 0.3, SCORE, SCORE > -1), "message has 1 values .*; expected 0 and 1, both"),
+    ],
+)
+def test_curves_say_which_option_is_wrong(call, message):
+    with pytest.raises(DataError, match=message):
+        call()

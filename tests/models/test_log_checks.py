@@ -91,3 +91,47 @@ def test_sample_ratio_equals_scipy():
     counts, shares = [480, 510, 5_100], [0.08, 0.08, 0.84]
     expected = chisquare(counts, np.array(shares) * sum(counts))
     assert sample_ratio(counts, shares) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "message"),
+    [
+        ({"propensity": "a"}, {}, "propensity has dtype object, for example 'a'; expected numbers"),
+        ({"propensity": 1j}, {}, "propensity has dtype complex128"),
+        ({"decision_id": [[1]] * 10_000}, {}, r"decision_id holds \[1\]; expected single values"),
+        ({"decided_at": "yesterday"}, {}, "decided_at has dtype object, for example 'yesterday'; expected times"),
+        ({"propensities": [[1.0]] * 10_000}, {}, r"propensities holds '\[1.0\]'; expected a list of 2 probabilities"),
+        ({"propensities": [[1.0], [0.5, 0.5]] * 5_000}, {}, "propensities is .*; expected a list of probabilities"),
+        ({}, {"segments": "segment"}, "segments == 'segment', must be a list of names"),
+        ({}, {"covariates": np.zeros((10_000, 1))}, "features is a ndarray; expected a DataFrame"),
+        ({}, {"covariates": pd.DataFrame({"a": [1.0]})}, "features has 1 rows, the log has 10000"),
+        ({}, {"as_of": "x", "matured_after_days": 3}, "as_of has dtype object, for example 'x'; expected times"),
+        ({}, {"as_of": DAY, "matured_after_days": "3"}, "matured_after_days == '3', must be a number >= 0"),
+    ],
+)
+def test_check_log_says_what_is_wrong(columns, options, message):
+    with pytest.raises(DataError, match=message):
+        check_log(full_log().assign(**columns), **options)
+
+
+def test_check_log_takes_what_is_odd_but_clear():
+    """Times without a zone, mixed segment values, features that never vary, an arm that was never drawn."""
+    log = full_log()
+    mixed = np.where(log["segment"] == "a", 1, log["segment"].to_numpy(dtype=object))
+    odd = log.assign(segment=mixed, decided_at=DAY.tz_localize(None))
+    odd["propensities"] = [
+        [1 - p if a else p, p if a else 1 - p, 0.0] for p, a in zip(log["propensity"], log["arm"], strict=True)
+    ]
+    checks = check_log(odd, segments=["segment"], covariates=pd.DataFrame({"a": np.zeros(len(log))}, index=log.index))
+    found = status(checks)
+    assert {"sample ratio segment=1", "sample ratio segment=b", "covariate balance of arm 1"} <= set(found)
+    assert found["share of arm 1"] == found["sample ratio segment=1"] == "ok"
+    assert found["covariate balance of arm 1"] == "ok"
+
+
+@pytest.mark.parametrize(
+    ("counts", "shares"), [([-1, 2], [0.5, 0.5]), ([1, 2], [0.5, 0.2, 0.3]), ([0, 0], [0.5, 0.5]), ("ab", [0.5, 0.5])]
+)
+def test_sample_ratio_says_what_is_wrong(counts, shares):
+    with pytest.raises(DataError, match="counts (==|is) .*; expected"):
+        sample_ratio(counts, shares)
