@@ -170,10 +170,12 @@ def _rows(moved: Sequence[Moved], baseline: float, score: float) -> list[str]:
 
 
 def told(value: float | str | None) -> str:
-    """A feature's value for people."""
+    """A feature's value for people: four digits, no exponents."""
     if value is None:
         return "not known"
-    return value if isinstance(value, str) else f"{value:.4g}"
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 6):.4g}"
 
 
 def _plain(value: float | str | None) -> float | str | None:

@@ -16,11 +16,13 @@ import json
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from websockets.sync.client import connect
 
 from bentos.serve import serving
@@ -29,7 +31,7 @@ from campaign import ROOT, data_dir
 WIDTHS = (1400, 390)
 SCHEMES = ("light", "dark")
 TALLEST = 6000  # pixels; what is below is left out of a picture
-README = {"report": (1000, 1150), "operator": (1000, 900)}  # width and height
+README = {"report": (1000, 1100), "operator": (1000, 1100)}  # width and height
 
 
 class Tab:
@@ -67,6 +69,13 @@ class Tab:
             "new Promise(done => setTimeout(() => document.readyState == 'complete' ? done() : (onload = done), 400))"
         )
         self.run("new Promise(done => setTimeout(done, 600))")
+
+    def look_up(self, user: str) -> None:
+        """Fill in and send the operator page's form."""
+        self.run(
+            f"document.querySelector('#user_id').value = {json.dumps(user)}; document.querySelector('form').submit()"
+        )
+        time.sleep(2)  # the page is another one by then
 
     def picture(self, file: Path, width: int, height: int | None) -> None:
         """Write the page as it is; without a height, all of it."""
@@ -123,6 +132,13 @@ def pages(data: Path) -> dict[str, str]:
     return found
 
 
+def last_decision(data: Path) -> tuple[str, str]:
+    """Day of the service's newest decisions, and one of the users it sent a message to."""
+    file = max(data.glob("decisions/date=*/service-*.parquet"))
+    log = pd.read_parquet(file)
+    return file.parent.name.removeprefix("date="), str(log[log["reason"] == "eligible"]["user_id"].iloc[0])
+
+
 def accessibility(tab: Tab, axe: Path) -> list[str]:
     """Violations that axe-core calls serious or critical, one line each."""
     tab.run(axe.read_text(encoding="utf-8") + "; 0")
@@ -143,15 +159,21 @@ def main() -> int:
     asked = parser.parse_args()
     asked.folder.mkdir(parents=True, exist_ok=True)
     faults = 0
-    with serving(data_dir() / "service.log") as url, chromium() as tab:
+    day, user = last_decision(data_dir())
+    clock = {"TACTFUL_NOW": f"{day}T12:30:00+00:00"}  # so that the decisions of that day are today's
+    with serving(data_dir() / "service.log", clock) as url, chromium() as tab:
         wanted = pages(data_dir()) | {"operator": f"{url}/ops/"}
         if asked.readme:
             for name, (width, height) in README.items():
                 tab.open(wanted[name], width, height, "light")
+                if name == "operator":
+                    tab.look_up(user)
                 tab.picture(asked.folder / f"{name}.webp", width, height)
             return 0
         for (name, address), width, scheme in itertools.product(wanted.items(), WIDTHS, SCHEMES):
             tab.open(address, width, 1000, scheme)
+            if name == "operator":
+                tab.look_up(user)
             tab.picture(asked.folder / f"{name}-{width}-{scheme}.png", width, None)
             overflow = tab.run("document.documentElement.scrollWidth - document.documentElement.clientWidth")
             print(f"{name} {width} {scheme}" + (f": {overflow} px too wide" if overflow else ""))

@@ -86,5 +86,10 @@ def leaf_rules(tree: Any, names: list[str]) -> dict[int, str]:
 
 def _words(name: str, low: float, high: float) -> str:
     if low == -np.inf:
-        return f"{name} <= {high:.3g}"
-    return f"{name} > {low:.3g}" if high == np.inf else f"{low:.3g} < {name} <= {high:.3g}"
+        return f"{name} <= {_number(high)}"
+    return f"{name} > {_number(low)}" if high == np.inf else f"{_number(low)} < {name} <= {_number(high)}"
+
+
+def _number(value: float) -> str:
+    """Three digits, and never an exponent for a large one."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

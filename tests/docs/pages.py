@@ -48,10 +48,10 @@ def blocks(page):
         yield Block(found["kind"], textwrap.dedent(found["text"]), line, found["needs"])
 
 
-def run_page(page, root, seconds=1800):
-    """Run a page's `sh` and `python` blocks one after another, as a reader would in one terminal."""
+def run_page(page, root, seconds=1800, first=""):
+    """Run `first`, then a page's `sh` and `python` blocks one after another, as a reader would in one terminal."""
     ports = {default: free_port() for default in ("3000", "6379")}
-    script = [f'export PATH="{ROOT}/.venv/bin:$PATH"']
+    script = [f'export PATH="{ROOT}/.venv/bin:$PATH"', first]
     for block in blocks(page):
         if block.kind not in ("sh", "python"):
             continue
