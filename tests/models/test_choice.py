@@ -5,6 +5,7 @@ from known_truth import guarded_log
 
 from models import Guardrail, Outcome, SendNone, Threshold, choose_policy, evaluate
 from models.certification import candidate_thresholds
+from models.choice import SHARES
 
 OUTCOMES = [Outcome("y", "binary", 10.0), Outcome("kept", "binary", 0.0)]
 
@@ -138,6 +139,13 @@ def test_choose_policy_takes_every_estimator_with_an_interval(estimator):
     found = table.query("policy == 'it' and baseline == 'send_none' and outcome == 'weighted'").iloc[0]
     assert found["value"] == pytest.approx(first["gain"], abs=1e-12)
     assert found["se"] == pytest.approx(first["se"], rel=1e-9)
+
+
+def test_candidates_are_every_twentieth_of_the_users_and_the_own_cut():
+    np.testing.assert_allclose(SHARES, np.arange(1, 21) / 20)
+    shares = choose_policy(guarded_log(3_000, 0.0, 9), "x", OUTCOMES).candidates["share"].to_numpy()
+    assert len(shares) == 21
+    assert all(np.abs(shares - share).min() < 1e-3 for share in SHARES)
 
 
 def test_candidate_thresholds_are_nested_by_volume_and_hold_the_score_own_cut():

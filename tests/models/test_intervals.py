@@ -5,7 +5,7 @@ from statsmodels.stats.proportion import confint_proportions_2indep, proportion_
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
 from models import Outcome, evaluate
-from models.intervals import carry_over, mover, normal_quantile, wilson
+from models.intervals import carry_over, count_cells, mover, normal_quantile, wilson
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 50), (1, 50), (13, 200), (50, 50)])
@@ -72,3 +72,24 @@ def test_wilson_limits_at_0_and_1_are_exact(n_eff):
     assert lower[0] == 0.0
     assert upper[1] == 1.0
     assert upper[0] == pytest.approx(1 - lower[1], rel=1e-12)
+
+
+def test_an_empty_cell_knows_nothing():
+    """No row of kind 1 got arm 1: its share is in the middle, so that its limits can reach 0 and 1."""
+    cells = count_cells(np.array([0, 1, 1, 2]), 2, 2, np.full(4, 0.5), np.array([[True, True, False, False]]))
+    assert cells.share(0).tolist() == [[1.0, 0.5], [0.0, 0.5]]
+    assert cells.n_eff()[1, 1] == 0
+    lower, upper = wilson(cells.share(0)[1, 1], np.array(1e-9), 0.05)
+    assert (lower, upper) == pytest.approx((0, 1), abs=1e-6)
+
+
+def test_evaluate_keeps_limits_of_shares_and_their_differences_possible(log):
+    """Twelve rows: Wald and carried-over distances would reach beyond what a share or a difference can be."""
+    few = log.groupby("arm").head(6)
+    for y in (few["arm"], 1 - few["arm"]):
+        table = evaluate(few.assign(y=y.astype(float)), {}, [Outcome("y", "binary")], estimators=["ips", "snips", "dr"])
+        own = table[(table["outcome"] == "y") & table["ci_lower"].notna()]
+        values = own["baseline"] == ""
+        assert own["ci_lower"][values].min() == 0.0
+        assert own["ci_lower"][~values].min() == -1.0
+        assert own["ci_upper"].max() == 1.0
