@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from campaign import Assignment
-from models.splits import draw_window, hash_unit
+from models.splits import draw_window, hash_unit, unit, window_of
 
 LAYERS = ("holdout", "exploration", "experiment", "policy")
 HOLDOUT, EXPLORATION, EXPERIMENT, POLICY = range(len(LAYERS))
@@ -38,6 +38,15 @@ def layers(user_ids: Sequence[str], assignment: Assignment, day: date) -> np.nda
     share = assignment.exploration_share / (1 - assignment.holdout_share)
     explored = hash_unit(assignment.exploration_salt, _in_window(user_ids, assignment, day)) < share
     return np.where(holdout, HOLDOUT, np.where(explored, EXPLORATION, POLICY))
+
+
+def layer(user_id: str, assignment: Assignment, day: date) -> int:
+    """`layers` of one user; the same draws without arrays."""
+    if unit(assignment.holdout_salt, user_id) < assignment.holdout_share:
+        return HOLDOUT
+    share = assignment.exploration_share / (1 - assignment.holdout_share)
+    window = window_of(user_id, day, assignment.window_days)
+    return EXPLORATION if unit(assignment.exploration_salt, f"{window}:{user_id}") < share else POLICY
 
 
 def exploration_arms(user_ids: Sequence[str], assignment: Assignment, n_arms: int, day: date) -> np.ndarray:

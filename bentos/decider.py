@@ -112,13 +112,19 @@ class Decider:
         started = time.perf_counter()
         try:
             rows = await self.read(serving.reader, asks, at)
-            self.store_error = None
+            if self.store_error is not None:
+                self.store_error = None
+                logger.info("features are read again")
             metrics.READ.observe(time.perf_counter() - started)
             return rows
         except (StoreError, OSError) as error:  # a time-out is an OSError
-            self.store_error = str(error) or f"no answer within {self.settings.feature_seconds} s"
+            known, self.store_error = (
+                self.store_error,
+                str(error) or f"no answer within {self.settings.feature_seconds} s",
+            )
             metrics.FEATURE_ERRORS.inc()
-            logger.warning("features not read", extra={"error": self.store_error, "users": n})
+            if known is None:  # once an outage: a line for each batch of one would fill the disk
+                logger.warning("features not read", extra={"error": self.store_error, "users": n})
         return no_rows(n, len(serving.bundle.numeric), len(serving.bundle.strings), "feature_store_error")
 
     def _answer(

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,16 @@ class Bundle:
     def strings(self) -> tuple[str, ...]:
         """Names of the string features, in the order of `Rows.strings`."""
         return tuple(f.name for f in self.model.spec.features if f.kind == "string")
+
+    @cached_property
+    def weights(self) -> np.ndarray:
+        """What an outcome is worth, EUR a unit; shape (O,)."""
+        return self.model.spec.weights
+
+    @cached_property
+    def message_costs(self) -> np.ndarray:
+        """Cost of each message, EUR; shape (A - 1,)."""
+        return np.array(self.model.spec.costs)[1:]
 
     def mu_hat(self, rows: Rows) -> np.ndarray:
         """Expected outcome under every arm; shape (n, A, O)."""
@@ -192,9 +203,13 @@ def decide(user_ids: Sequence[str], rows: Rows, bundle: Bundle, assignment: Assi
         if usable.any():
             mu_hat[usable] = bundle.mu_hat(_take(rows, usable))
     uplift = mu_hat[:, 1:] - mu_hat[:, :1]
-    finite = np.isfinite(uplift).reshape(len(uplift), -1).all(axis=1)
+    scores = uplift @ bundle.weights - bundle.message_costs
+    if np.isfinite(uplift).all():
+        if len(user_ids) == 1:
+            return _assign_one(user_ids[0], uplift, scores, bundle.threshold, assignment, day)
+        return _assign(user_ids, rows.status, uplift, scores, bundle.threshold, assignment, day)
+    finite = np.isfinite(uplift).all(axis=(1, 2))
     status = np.where(finite | ~usable, rows.status, CODE["model_unavailable"])
-    scores = uplift @ spec.weights - np.array(spec.costs)[1:]
     return _assign(user_ids, status, uplift, scores, bundle.threshold, assignment, day)
 
 
@@ -234,6 +249,25 @@ def _assign(
     certain = np.where(usable[:, None], chance, np.eye(1, n_arms))
     score, reason = np.where(usable, score, np.nan), np.where(usable, reason, status)
     return Decisions(layer, arm * usable, reason, uplift, score, certain)
+
+
+def _assign_one(
+    user_id: str, uplift: np.ndarray, scores: np.ndarray, threshold: float, assignment: Assignment, day: date
+) -> Decisions:
+    """`_assign` of one usable user: arrays of one cost three times the arithmetic (a test compares the two)."""
+    values: list[float] = scores[0].tolist()
+    score = max(values)
+    above = score > threshold
+    policy_arm = arm = (values.index(score) + 1) * above
+    layer = assign.layer(user_id, assignment, day)
+    if layer == assign.HOLDOUT:
+        arm = 0
+    elif layer == assign.EXPLORATION:
+        arm = assign.exploration_arms([user_id], assignment, len(values) + 1, day)[0]
+    chance = assign.propensities(np.array([policy_arm]), assignment, len(values) + 1)
+    return Decisions(
+        np.array([layer]), np.array([arm]), _REASON[layer, int(above)][None], uplift, np.array([score]), chance
+    )
 
 
 # by layer, and whether the score is above the threshold; an experiment is applied to the policy's answer afterwards

@@ -7,9 +7,10 @@ lie side by side. Same tensors, same answers (a test compares them); from SMALL 
 from __future__ import annotations
 
 import numpy as np
+from scipy.special import expit
 
 from models.encode import BINS, code_counts
-from models.forward import NumpyModel, shrink, to_units
+from models.forward import NumpyModel
 from models.spec import Feature
 
 SMALL = 64
@@ -26,12 +27,25 @@ class SmallBatch:
         self._lay_out_search()
         wide = _side_by_side(t["trunk.0.weight"])
         self.hidden = wide.shape[1]
-        self.first = np.ascontiguousarray(np.hstack([wide, _side_by_side(t["skip.weight"])]))
+        first = np.hstack([wide, _side_by_side(t["skip.weight"])])
+        # its rows in the order in which _encode finds the inputs: numbers, then strings
+        self.first = np.ascontiguousarray(np.concatenate([first[self.number_at], first[len(self.number_at) :]]))
         self.trunk_bias = t["trunk.0.bias"].reshape(-1)
         self.rules = _side_by_side(t["rules.weight"])
         self.rule_count = int(t["rules.count"][0])
         self.deep, self.deep_bias = t["trunk.1.weight"], _rows(t["trunk.1.bias"])
         self.head, self.head_bias = t["head.weight"], _rows(t["head.bias"])
+        self._lay_out_units()
+
+    def _lay_out_units(self) -> None:
+        """`models.forward.to_units` and `shrink` in few sums: mu * keep + control * pull + shift, within limits."""
+        spec, t = self.model.spec, self.model.tensors
+        self.binary = np.array([outcome.kind == "binary" for outcome in spec.outcomes])
+        self.unit_scale, self.unit_mean = t["outcome.scale"], t["outcome.mean"]
+        self.keep = np.concatenate([[1.0], t["shrink.factor"]])[:, None]
+        self.pull = 1 - self.keep
+        self.shift = self.pull * np.concatenate([np.zeros_like(t["shrink.mean"][:1]), t["shrink.mean"]])
+        self.least, self.most = np.where(self.binary, 0.0, -np.inf), np.where(self.binary, 1.0, np.inf)
 
     def _lay_out_columns(self) -> None:
         """Where each numeric feature's inputs stand in the dense matrix, and its codes among the rules' codes."""
@@ -74,7 +88,7 @@ class SmallBatch:
         rise, run = np.diff(levels, append=levels[:, -1:]), np.diff(knots, append=knots[:, -1:])
         self.slopes = np.divide(rise, run, out=np.zeros_like(rise), where=run > 0).reshape(-1)
         self.knots, self.levels = knots.reshape(-1), levels.reshape(-1)
-        self.code_shift = self.number_code - self.row * cuts.shape[1]
+        self.code_shift, self.unknown_code = self.number_code - self.row * cuts.shape[1], self.number_code + BINS
         self.mean, self.scale = t["encode.mean"], t["encode.scale"]
 
     def predict(self, numeric: np.ndarray, strings: np.ndarray) -> np.ndarray:
@@ -91,11 +105,15 @@ class SmallBatch:
         hidden = np.maximum(first[:, : self.hidden] + self.trunk_bias, 0)
         hidden = np.maximum(_by_member(hidden, members) @ self.deep + self.deep_bias, 0)
         logits = hidden @ self.head + self.head_bias + _by_member(skip, members)
-        units = to_units(logits.reshape(members, n, n_arms, n_outcomes), self.model.tensors, self.model.spec)
-        return shrink(units.mean(axis=0), self.model.tensors, self.model.spec)
+        logits = logits.reshape(members, n, n_arms, n_outcomes)
+        units = np.where(self.binary, expit(logits), logits * self.unit_scale + self.unit_mean)
+        mu_hat = np.add.reduce(units, axis=0) / members
+        mu_hat = mu_hat * self.keep + mu_hat[:, :1] * self.pull + self.shift
+        bounded: np.ndarray = np.minimum(np.maximum(mu_hat, self.least), self.most)
+        return bounded
 
     def _encode(self, numeric: np.ndarray, strings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Dense inputs float32 (n, width) and rules float32 (n, n_rules), as models.encode has them."""
+        """Dense inputs float32 (n, width), numbers first, and rules float32 (n, n_rules), as models.encode has them."""
         unknown = np.isnan(numeric)
         known = ~unknown
         x = np.where(unknown, 0.0, numeric)
@@ -103,19 +121,17 @@ class SmallBatch:
         keys.real, keys.imag = self.row, x
         score = np.minimum(np.maximum((x - self.mean) * self.scale, -4), 4)
         missing = (unknown[:, self.missing] - self.share) * self.share_scale
-        numbers = np.concatenate([self._normal(x, keys) * known, score * known, missing], axis=1)
-        dense = np.empty((len(x), numbers.shape[1] + self.text_table.shape[1]), dtype=np.float32)
-        dense[:, self.number_at] = numbers
-        codes = np.empty((len(x), len(self.row) + len(self.texts)), dtype=np.int64)
-        found = self.cut_keys.searchsorted(keys) + self.code_shift
-        codes[:, : len(self.row)] = np.where(unknown, self.number_code + BINS, found)
+        inputs = [self._normal(x, keys) * known, score * known, missing]
+        codes = [np.where(unknown, self.unknown_code, self.cut_keys.searchsorted(keys) + self.code_shift)]
         if self.texts:
             text = np.array(
                 [[i.get(v, o) for v, (i, o) in zip(row, self.texts, strict=True)] for row in strings.tolist()]
             )
-            dense[:, numbers.shape[1] :] = np.add.reduce(self.text_table[text], axis=1)
-            codes[:, len(self.row) :] = text + self.text_shift
-        bits = np.bitwise_and.reduce(self.model.tensors["rules.allowed"][codes], axis=1)
+            inputs.append(np.add.reduce(self.text_table[text], axis=1))
+            codes.append(text + self.text_shift)
+        dense = np.concatenate(inputs, axis=1, dtype=np.float32)
+        allowed = self.model.tensors["rules.allowed"][np.concatenate(codes, axis=1)]
+        bits = np.bitwise_and.reduce(allowed, axis=1)
         return dense, np.unpackbits(bits, axis=1, count=self.rule_count).astype(np.float32)
 
     def _normal(self, x: np.ndarray, keys: np.ndarray) -> np.ndarray:

@@ -121,9 +121,10 @@ class Decoder:
             now: the instant of the decision.
         """
         layout, n = self.layout, len(stamps)
-        numeric = np.full((n, len(layout.numeric)), np.nan)
+        # every column is filled: from the store, or from the request
+        numeric = np.empty((n, len(layout.numeric)))
         numeric[:, layout.number_at] = _numbers(numbers).reshape(n, layout.n_numbers)
-        strings = np.full((n, len(layout.strings)), None, dtype=object)
+        strings = np.empty((n, len(layout.strings)), dtype=object)
         if texts:
             strings[:, layout.string_at] = np.array([self._text(t) for t in texts], dtype=object).reshape(n, -1)
         self._fill_request(asks, numeric, strings)

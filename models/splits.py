@@ -15,6 +15,9 @@ from models.inputs import read_levels
 
 SPLITS = np.array(["train", "select", "evaluate"], dtype=object)
 
+_BELOW_ONE = float(np.nextafter(1.0, 0.0))  # the nearest float64 to (2**64 - 1) / 2**64 is 1.0: keep [0, 1) half-open
+_DAY_0 = date(1970, 1, 1).toordinal()
+
 
 def hash_unit(salt: str, user_ids: Iterable[object]) -> np.ndarray:
     """A number in [0, 1) per user that depends on salt and user only; THE hash of every random draw by user.
@@ -36,8 +39,17 @@ def hash_unit(salt: str, user_ids: Iterable[object]) -> np.ndarray:
         digest = prefix.copy()
         digest.update(str(user).encode())
         units.append(int.from_bytes(digest.digest()[:8], "big"))
-    # the nearest float64 to (2**64 - 1) / 2**64 is 1.0: keep the interval half-open
-    return np.minimum(np.array(units, dtype=float) / 2.0**64, np.nextafter(1.0, 0.0))
+    return np.minimum(np.array(units, dtype=float) / 2.0**64, _BELOW_ONE)
+
+
+def unit(salt: str, user_id: str) -> float:
+    """`hash_unit` of one user, without arrays.
+
+    >>> round(unit("a", "u1"), 4)
+    0.1959
+    """
+    digest = hashlib.sha256(f"{salt}:{user_id}".encode()).digest()
+    return min(int.from_bytes(digest[:8], "big") / 2.0**64, _BELOW_ONE)
 
 
 def draw_window(user_ids: Iterable[object], day: date | np.ndarray, window_days: int) -> np.ndarray:
@@ -57,6 +69,15 @@ def draw_window(user_ids: Iterable[object], day: date | np.ndarray, window_days:
     """
     phase = np.array([zlib.crc32(str(user).encode()) % window_days for user in user_ids], dtype=np.int64)
     return (np.asarray(day, dtype="datetime64[D]").astype(np.int64) + phase) // window_days
+
+
+def window_of(user_id: str, day: date, window_days: int) -> int:
+    """`draw_window` of one user, without arrays.
+
+    >>> window_of("u1", date(2026, 2, 2), 28)
+    732
+    """
+    return (day.toordinal() - _DAY_0 + zlib.crc32(user_id.encode()) % window_days) // window_days
 
 
 def split_of(user_ids: Iterable[object], splits: Splits) -> np.ndarray:

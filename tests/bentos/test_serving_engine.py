@@ -6,7 +6,7 @@ import pytest
 from linear_model import make_bundle, make_rows
 
 from bentos import assignment as assign
-from bentos.engine import CODE, OK, REASONS, decide, decide_without_model, load_bundle
+from bentos.engine import CODE, OK, REASONS, Rows, decide, decide_without_model, load_bundle
 from campaign import ModelError
 
 USERS = [f"u{i}" for i in range(3000)]
@@ -92,6 +92,22 @@ def test_decide_the_row_order_does_not_matter(campaign, bundle):
     shuffled = decide([USERS[i] for i in order], make_rows(x[order]), bundle, campaign.assignment, DAY)
     for name in ("layer", "arm", "reason", "score", "propensities"):
         np.testing.assert_array_equal(getattr(straight, name)[order], getattr(shuffled, name))
+
+
+def test_decide_one_user_is_decided_as_among_many(two_messages):
+    """The way without arrays against the one with: every layer, both sides of the threshold, unusable rows."""
+    bundle, rows = make_bundle(two_messages), make_rows(np.random.default_rng(2).normal(size=len(USERS)))
+    rows.status[::7] = CODE["stale_features"]
+    rows.numeric[::11] = np.inf
+    together = decide(USERS, rows, bundle, two_messages.assignment, DAY)
+    assert set(together.layer) == {assign.HOLDOUT, assign.EXPLORATION, assign.POLICY}
+    for i, user in enumerate(USERS):
+        one = Rows(*(getattr(rows, name)[i : i + 1] for name in Rows.__dataclass_fields__))
+        alone = decide([user], one, bundle, two_messages.assignment, DAY)
+        for name in ("layer", "arm", "reason", "uplift", "score", "propensities"):
+            value, expected = getattr(alone, name), getattr(together, name)[i : i + 1]
+            assert value.dtype == expected.dtype, name
+            np.testing.assert_array_equal(value, expected)
 
 
 def test_load_bundle_refuses_a_folder_without_model(tmp_path, campaign):

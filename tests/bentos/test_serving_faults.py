@@ -7,13 +7,14 @@ import signal
 import subprocess
 import threading
 import time
+from datetime import timedelta
 
 import httpx
 import numpy as np
 import psutil
 import pytest
 from conftest import redis_server
-from serving_world import world_env
+from serving_world import NOW, world_env
 from test_serving_server import fuzz, wait_for
 
 from bentos import serve
@@ -219,6 +220,44 @@ def test_faults_two_workers_swap_each_answer_names_its_model(faulty, users):
 def test_faults_fuzzed_requests_never_decide_nor_break_the_server(faulty):
     _, url, world, _ = faulty
     fuzz(url, world / "faults.log", 10_000)
+
+
+CLOCK = """
+import os, pathlib, threading, time
+def follow(path=pathlib.Path(os.environ["CLOCK_FILE"])):
+    while True:
+        os.environ["TACTFUL_NOW"] = path.read_text() or os.environ["TACTFUL_NOW"]
+        time.sleep(0.02)
+threading.Thread(target=follow, daemon=True).start()
+"""
+
+
+def test_faults_clock_jumps(world, users, tmp_path):
+    """A server whose clock follows a file: a month ahead, a month behind, and back."""
+    (tmp_path / "sitecustomize.py").write_text(CLOCK)
+    clock, home = tmp_path / "now", tmp_path / "home"
+    clock.write_text(NOW.isoformat())
+    shutil.copytree(world / "bentoml", home)
+    environ = world_env(world, BENTOML_HOME=str(home), CLOCK_FILE=str(clock))
+    environ["PYTHONPATH"] = f"{tmp_path}{os.pathsep}{environ['PYTHONPATH']}"
+    with serve.serving(tmp_path / "clock.log", environ) as url:
+        answers = []
+        for days in (0, 30, -30, 0):
+            moment = NOW + timedelta(days=days)
+            clock.with_suffix(".new").write_text(moment.isoformat())
+            os.replace(clock.with_suffix(".new"), clock)
+            time.sleep(0.5)
+            answers.append(decide(url, users))
+            assert httpx.get(f"{url}/readyz").status_code == 200
+    first, ahead, behind, back = (answer["decisions"] for answer in answers)
+    assert {d["reason"] for d in ahead} == {"stale_features"}
+    assert not any(d["eligible"] for d in ahead)
+    assert [d["uplift"] for d in behind] == [d["uplift"] for d in first]
+    assert back == first
+    rows = [row for file in (world / "data/decision_log").glob("*.log") for row in read_decisions(file)]
+    at = {row["request_id"]: row["decided_at"] for row in rows}
+    for answer, days in zip(answers, (0, 30, -30, 0), strict=True):
+        assert at[answer["request_id"]].date() == (NOW + timedelta(days=days)).date()
 
 
 @pytest.mark.usefixtures("redis_again")
