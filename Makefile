@@ -2,6 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
+SPARK := .venv-spark
 USERS ?= 20000
 DAYS ?= 90
 SEED ?= 7
@@ -19,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Two tests at a time, each file in one process: fixtures are shared within a file.
 PYTEST := $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test check docs bench serve ui clean $(VENV)
+.PHONY: run test test-spark check docs bench serve ui clean $(VENV) $(SPARK)
 
 # The stamp is written last: an installation that was killed half-way is begun anew.
 INSTALLED := $(VENV)/.installed
@@ -34,11 +35,28 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
+# PySpark on top of what is in .venv: nothing is installed twice, and .venv stays without it.
+SPARK_INSTALLED := $(SPARK)/.installed
+
+$(SPARK): $(SPARK_INSTALLED)
+
+$(SPARK_INSTALLED): requirements-spark.lock $(INSTALLED)
+	$(BIN)/python -m venv --clear --without-pip $(SPARK)
+	echo 'import site; site.addsitedir("$(CURDIR)/$(VENV)/lib/python3.11/site-packages")' > $(SPARK)/lib/python3.11/site-packages/base.pth
+	$(SPARK)/bin/python -m pip install -q --disable-pip-version-check --no-compile --no-deps -r requirements-spark.lock
+	for command in feast tactful; do \
+	  sed '1s|.*|#!$(CURDIR)/$(SPARK)/bin/python|' $(BIN)/$$command > $(SPARK)/bin/$$command && chmod +x $(SPARK)/bin/$$command || exit 1; done
+	touch $@
+
 run: $(INSTALLED)
 	$(BIN)/tactful run --users $(USERS) --days $(DAYS) --seed $(SEED)
 
 test: $(INSTALLED)
 	$(PYTEST)
+
+# Spark against DuckDB, value by value; needs Java 17 (Debian: apt-get install openjdk-17-jre-headless).
+test-spark: $(SPARK_INSTALLED)
+	$(SPARK)/bin/python -m pytest tests/spark
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -236,6 +236,7 @@ def features(
             data_dir() / "logs",
             data_dir() / "features",
             until.date() if until else None,
+            engine=os.environ.get("TACTFUL_ENGINE", "duckdb"),
             progress=progress,
             tell=lambda sentence: out.print(sentence, markup=False, soft_wrap=True),
         )

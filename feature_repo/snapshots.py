@@ -21,7 +21,7 @@ from pathlib import Path
 
 import duckdb
 
-from campaign import DataError
+from campaign import DataError, StoreError
 from feature_repo import aggregates
 from feature_repo.atomic import locked
 from feature_repo.contracts import LOGS
@@ -29,6 +29,7 @@ from feature_repo.log_files import arrival, log_files, read_state, stale_days, s
 
 CHUNK_ROWS = 500_000  # users x days computed at once: bounds memory, whatever the range
 ROW_GROUP = 65_536
+ENGINES = ("duckdb", "spark")
 UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException, duckdb.BinderException, duckdb.ConversionException)
 _DAY = timedelta(days=1)
 
@@ -41,6 +42,7 @@ def build_snapshots(
     only: Collection[date] | None = None,
     threads: int = 1,
     memory_limit: str = "1GB",
+    engine: str = "duckdb",
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
 ) -> list[date]:
@@ -53,6 +55,7 @@ def build_snapshots(
         only: build no other days than these (a rehearsal decides on Mondays only); default every day.
         threads: DuckDB threads.
         memory_limit: DuckDB's limit, as in "1GB"; what does not fit is spilled beside the snapshots.
+        engine: "duckdb", or "spark": the same values, computed where Spark's workers are (spark.py).
         progress: called with (days done, days to do).
         tell: called with a sentence when days must be built again.
 
@@ -61,8 +64,10 @@ def build_snapshots(
 
     Raises:
         DataError: there are no logs, or they end before `until`, or a log file cannot be read.
-        StoreError: another process is building into the same folder.
+        StoreError: another process is building into the same folder; there is no such engine, or it does not start.
     """
+    if engine not in ENGINES:
+        raise StoreError(f"engine == {engine!r}; expected {' or '.join(ENGINES)} ($TACTFUL_ENGINE)")
     first, last = _possible_days(logs_dir)
     if until is not None and until > last:
         raise DataError(f"{logs_dir}: logs end on {last - _DAY}, so the last snapshot is {last}; asked until {until}")
@@ -80,9 +85,21 @@ def build_snapshots(
         wanted = [d for d in _days(first, until) if only is None or d in only]
         days = sorted(again | {d for d in wanted if d not in built})
         if days:
-            with _connect(building, threads, memory_limit) as con:
-                _load(con, logs_dir, days[0], days[-1])
-                _build(con, days, first, building, features_dir, progress or (lambda done, total: None))
+
+            def put(day: date) -> None:
+                _put(building / f"date={day}", features_dir)
+                if progress:
+                    progress(days.index(day) + 1, len(days))
+
+            logs = _sources(logs_dir, days[0], days[-1])
+            if engine == "spark":
+                from feature_repo import spark  # only here: most machines have no PySpark
+
+                spark.build(logs, list(_chunks(days, spark.CHUNK_DAYS)), first, building, put)
+            else:
+                with _connect(building, threads, memory_limit) as con:
+                    _load(con, logs_dir, logs)
+                    _build(con, days, first, building, put)
         write_state(features_dir, files)
     return days
 
@@ -139,13 +156,19 @@ def _connect(building: Path, threads: int, memory_limit: str) -> duckdb.DuckDBPy
     return con
 
 
-def _load(con: duckdb.DuckDBPyConnection, logs_dir: Path, first: date, last: date) -> None:
-    """Daily aggregates of all logs that the snapshots of first..last can see."""
+def _sources(logs_dir: Path, first: date, last: date) -> dict[str, list[str]]:
+    """Files of each log that the snapshots of first..last can see."""
     # Lookback of the oldest correction, and a day for clocks that run ahead (contracts.py).
     since = first - timedelta(days=aggregates.LOOKBACK_DAYS + aggregates.CORRECTION_DAYS + 2)
+    oldest = {"users": None, "sessions": since, "messages": since, "subscriptions": None}
+    return {name: _files(logs_dir / name, start, last) for name, start in oldest.items()}
+
+
+def _load(con: duckdb.DuckDBPyConnection, logs_dir: Path, logs: dict[str, list[str]]) -> None:
+    """Daily aggregates of all logs."""
     try:
-        for name, oldest in (("users", None), ("sessions", since), ("messages", since), ("subscriptions", None)):
-            _view(con, name, _files(logs_dir / name, oldest, last))
+        for name, files in logs.items():
+            _view(con, name, files)
         for sql in (aggregates.USERS, aggregates.PROFILES, aggregates.DAILY_SESSIONS, aggregates.DAILY_MESSAGES):
             con.execute(sql)
         con.execute(aggregates.DAILY_SUBSCRIPTIONS)
@@ -179,21 +202,26 @@ def _build(
     days: list[date],
     first_ever: date,
     building: Path,
-    features_dir: Path,
-    progress: Callable[[int, int], None],
+    put: Callable[[date], None],
 ) -> None:
     (users,) = con.execute("SELECT count(*) FROM codes").fetchone() or (0,)
     for chunk in _chunks(days, max(1, CHUNK_ROWS // max(1, users))):
         con.execute(aggregates.ASOF, {"first": chunk[0], "last": chunk[-1], "first_ever": first_ever})
         con.execute(aggregates.FEATURES)
         for day in chunk:
-            made, place = building / f"date={day}", features_dir / f"date={day}"
-            _write(con, day, made)
-            if place.exists():  # built again: a folder cannot be renamed over another
-                os.rename(place, building / f"old-{day}")
-            os.rename(made, place)
-            _fsync(features_dir)
-            progress(days.index(day) + 1, len(days))
+            _write(con, day, building / f"date={day}")
+            put(day)
+
+
+def _put(made: Path, features_dir: Path) -> None:
+    """Put the folder of a day in its place, on disk."""
+    for path in (*made.iterdir(), made):
+        _fsync(path)
+    place = features_dir / made.name
+    if place.exists():  # built again: a folder cannot be renamed over another
+        os.rename(place, made.parent / f"old-{made.name}")
+    os.rename(made, place)
+    _fsync(features_dir)
 
 
 def _chunks(days: list[date], size: int) -> Iterator[list[date]]:
@@ -219,8 +247,6 @@ def _write(con: duckdb.DuckDBPyConnection, day: date, folder: Path) -> None:
             f"COPY (SELECT * EXCLUDE (row, day, known) {rows} ORDER BY row) TO '{path}' "
             f"(FORMAT parquet, COMPRESSION snappy, ROW_GROUP_SIZE {ROW_GROUP})"
         )
-        _fsync(path)
-    _fsync(folder)
 
 
 def _fsync(path: Path) -> None:

@@ -1,0 +1,217 @@
+"""The snapshots on Spark: the SQL of aggregates.py rewritten for Spark, writing the files that DuckDB writes.
+
+There is one definition of the features: sqlglot translates the dialect, and `translate` what it does not know of Spark.
+Values are the same: sums are over whole numbers, and a day is a UTC day because the session's zone is UTC.
+
+Each file is written by one task, and a day is put in place by the driver with one rename, as on one machine. So the
+data root must be a file system that all workers share.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet as pq
+import sqlglot
+from sqlglot import exp
+from sqlglot.transforms import eliminate_qualify
+
+from campaign import DataError, StoreError
+from feature_repo import aggregates
+from feature_repo.contracts import LOGS
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession  # type: ignore[import-not-found]
+
+CHUNK_DAYS = 32  # computed by one job; bounds what Spark spills
+SQL_TYPES = {"string": "STRING", "timestamp": "TIMESTAMP", "integer": "BIGINT", "float": "DOUBLE"}
+
+DEFAULTS = {
+    "spark.master": "local[2,4]",  # two workers; a task is tried four times, so a killed worker costs time only
+    "spark.ui.enabled": "false",
+    "spark.ui.showConsoleProgress": "false",
+}
+"""Where spark-submit or spark-defaults.conf say nothing."""
+
+ON_ONE_MACHINE = {
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.host": "127.0.0.1",
+    "spark.sql.shuffle.partitions": "4",  # the default, 200, is minutes of starting tasks
+}
+
+REQUIRED = {
+    "spark.sql.session.timeZone": "UTC",  # else timestamps come back in the machine's zone
+    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",  # the default, INT96, reads as nanoseconds
+    "spark.pyspark.python": sys.executable,  # else workers take the system's Python, which has none of our packages
+}
+
+
+def session() -> SparkSession:
+    """The Spark session of this process, begun on first use.
+
+    Raises:
+        StoreError: PySpark or Java is not installed, or Spark does not start.
+    """
+    try:
+        from pyspark import SparkConf  # type: ignore[import-not-found]
+        from pyspark.errors import PySparkException  # type: ignore[import-not-found]
+        from pyspark.sql import SparkSession
+    except ImportError:
+        raise StoreError("PySpark is not installed; run `make .venv-spark`, and use .venv-spark/bin/python") from None
+    if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
+        raise StoreError("Spark needs Java 17, and there is none; run `apt-get install openjdk-17-jre-headless`")
+    os.environ["PYSPARK_PYTHON"] = sys.executable
+    conf = SparkConf()
+    for name, value in DEFAULTS.items():
+        conf.setIfMissing(name, value)
+    master = str(conf.get("spark.master"))
+    if master.startswith("local"):
+        for name, value in ON_ONE_MACHINE.items():
+            conf.setIfMissing(name, value)
+    try:
+        spark = SparkSession.builder.config(conf=conf.setAll(list(REQUIRED.items()))).getOrCreate()
+    except (PySparkException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise StoreError(f"Spark at {master} does not start: {reason}; see its own log") from None
+    if spark.conf.get("spark.sql.session.timeZone") != "UTC":  # a session of somebody else, begun before
+        spark.conf.set("spark.sql.session.timeZone", "UTC")
+    return spark
+
+
+def build(
+    logs: dict[str, list[str]], chunks: list[list[date]], first_ever: date, building: Path, done: Callable[[date], None]
+) -> None:
+    """Write the snapshots of all days into `building`, and say `done` when a day's folder is whole.
+
+    Args:
+        logs: Parquet files of each log.
+        chunks: the days, in runs of consecutive days.
+        first_ever: the first day that can have a snapshot.
+        building: an empty folder on a file system that the workers share.
+        done: called with each day in order.
+    """
+    spark = session()
+    with _reading(building):
+        for log, files in logs.items():
+            _raw(spark, log, files)
+        for sql in _DAILY:
+            _table(spark, building, sql)
+    for chunk in chunks:
+        span = {"first": chunk[0], "last": chunk[-1], "first_ever": first_ever}
+        with _reading(building):
+            _table(spark, building, aggregates.ASOF, span)
+            _table(spark, building, aggregates.FEATURES)
+            _write(spark, building / "parts")
+        for day in chunk:
+            _collect(spark, building, day)
+            done(day)
+        for name in ("target", "features", "parts"):
+            shutil.rmtree(building / name)
+
+
+_DAILY = (
+    aggregates.USERS,
+    aggregates.PROFILES,
+    aggregates.DAILY_SESSIONS,
+    aggregates.DAILY_MESSAGES,
+    aggregates.DAILY_SUBSCRIPTIONS,
+)
+
+
+@contextmanager
+def _reading(building: Path) -> Iterator[None]:
+    """Turn what Spark says of a failed job into our errors; nothing has been put in place by then."""
+    from py4j.protocol import Py4JError  # type: ignore[import-not-found]
+    from pyspark.errors import PySparkException
+
+    try:
+        yield
+    except (PySparkException, Py4JError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        causes = [line for line in lines if line.startswith("Caused by")]
+        reason = (causes or lines or [type(error).__name__])[-1 if causes else 0][:500]
+        raise DataError(
+            f"{building.parent}: Spark could not build the snapshots: {reason}; `tactful check` names a log file that "
+            "cannot be read; then run the same command again: finished days are kept"
+        ) from None
+
+
+def _raw(spark: SparkSession, log: str, files: list[str]) -> None:
+    """View raw_<log>: the columns of the contract, in the types of aggregates.py; absent ones are null."""
+    schema = ", ".join(f"{name} {SQL_TYPES[column.kind]}" for name, column in LOGS[log].columns.items())
+    frame = spark.read.schema(schema).parquet(*files) if files else spark.createDataFrame([], schema)
+    frame.createOrReplaceTempView(f"raw_{log}")
+
+
+def _table(spark: SparkSession, building: Path, sql: str, values: dict[str, Any] | None = None) -> None:
+    """Run one CREATE TEMP TABLE of aggregates.py.
+
+    Written down between the steps: kept in memory, the plan of the last step would hold all steps before it, and Spark
+    plan for minutes; and what is on disk need not be computed again when a worker dies.
+    """
+    name, query = translate(sql)
+    folder = (building / name).as_uri()
+    spark.sql(query, values or {}).write.parquet(folder)
+    spark.read.parquet(folder).createOrReplaceTempView(name)
+
+
+def translate(sql: str) -> tuple[str, str]:
+    """Name and query of a `CREATE TEMP TABLE name AS query` of DuckDB, the query in Spark's SQL.
+
+    Beyond what sqlglot knows: MATERIALIZED and casts around unnest are dropped, epoch_us and TIMESTAMP get Spark's
+    names, QUALIFY does not leave its helper column behind. A number for each row of a whole table would be given by
+    one worker; the columns it is ordered by do as well, so Spark gets those.
+    """
+    create = sqlglot.parse_one(sql, read="duckdb")
+    query: Any = create.expression
+    for cte in query.find_all(exp.CTE):
+        cte.set("materialized", None)
+    for call in query.find_all(exp.Anonymous):
+        if call.name.lower() == "epoch_us":
+            call.set("this", "unix_micros")
+    for kind in query.find_all(exp.DataType):
+        if kind.is_type("TIMESTAMPNTZ"):  # DuckDB's TIMESTAMP; here the session's zone is UTC
+            kind.replace(exp.DataType.build("TIMESTAMPTZ"))
+    for cast in list(query.find_all(exp.Cast)):
+        if isinstance(cast.this, exp.Explode):
+            cast.replace(cast.this)
+        elif isinstance(cast.this, exp.Window) and not cast.this.args.get("partition_by"):
+            keys = [ordered.this for ordered in cast.this.args["order"].expressions]
+            cast.replace(keys[0] if len(keys) == 1 else exp.func("struct", *keys))
+    for select in list(query.find_all(exp.Select)):
+        if select.args.get("qualify"):
+            whole: Any = eliminate_qualify(select.copy())
+            helper = whole.args["where"].this.this.name
+            select.replace(whole.select(exp.Star(except_=[exp.column(helper)]), append=False))
+    return create.this.name, create.expression.sql(dialect="spark")  # not query: the whole of it may be replaced
+
+
+def _write(spark: SparkSession, folder: Path) -> None:
+    """Parquet files known=D/file=<snapshot|corrections>/part-*, ordered by user: all of a file in one task."""
+    frame = spark.table("features").selectExpr("*", "if(day = known, 'snapshot', 'corrections') AS file")
+    parts = frame.repartition("known", "file").sortWithinPartitions("known", "file", "row").drop("row", "day")
+    parts.write.partitionBy("known", "file").parquet(folder.as_uri())
+
+
+def _collect(spark: SparkSession, building: Path, day: date) -> None:
+    """The folder of one day from the parts written for it; a snapshot without users is a file without rows."""
+    made = building / f"date={day}"
+    made.mkdir()
+    for name in ("snapshot", "corrections"):
+        parts = sorted((building / "parts" / f"known={day}" / f"file={name}").glob("part-*.parquet"))
+        if len(parts) > 1:
+            raise StoreError(f"{parts[0].parent}: expected 1 file, Spark wrote {len(parts)}; build the day again")
+        if parts:
+            os.rename(parts[0], made / f"{name}.parquet")
+        elif name == "snapshot":
+            from pyspark.sql.pandas.types import to_arrow_schema  # type: ignore[import-not-found]
+
+            columns = spark.table("features").drop("row", "day", "known").schema
+            pq.write_table(to_arrow_schema(columns, timezone="UTC").empty_table(), made / f"{name}.parquet")

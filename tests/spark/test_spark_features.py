@@ -1,0 +1,142 @@
+"""Snapshots of Spark are those of DuckDB, value by value, on a machine that is not in UTC.
+
+The logs have late and repeated events, ties, profiles that arrive late and users without events. Run by
+`make test-spark`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from datetime import date, timedelta
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytest.importorskip("pyspark", reason="PySpark is in an environment of its own: run `make test-spark`")
+if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
+    pytest.skip("Spark needs Java 17: apt-get install openjdk-17-jre-headless", allow_module_level=True)
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "feature_repo"))
+from feature_logs import START, make_logs, write_logs
+
+from campaign import DataError
+from feature_repo import spark
+from feature_repo.contracts import ingest
+from feature_repo.snapshots import build_snapshots
+
+DAYS = 8
+DAY = timedelta(days=1)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:pyspark.*"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _another_zone() -> Iterator[None]:
+    """Java and Python read the zone when they start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "America/New_York")
+        # a JVM that lives for a minute is faster with its first compiler alone
+        patch.setenv("PYSPARK_SUBMIT_ARGS", "--driver-java-options -XX:TieredStopAtLevel=1 pyspark-shell")
+        time.tzset()
+        yield
+        spark.session().stop()
+    time.tzset()
+
+
+@pytest.fixture(scope="module")
+def logs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "logs"
+    write_logs(make_logs(users=120, days=DAYS), folder, DAYS)
+    assert ingest(folder, folder.parent / "quarantine") == []
+    return folder
+
+
+@pytest.fixture(scope="module")
+def local(logs_dir: Path) -> Path:
+    build_snapshots(logs_dir, logs_dir.parent / "local")
+    return logs_dir.parent / "local"
+
+
+@pytest.fixture(scope="module")
+def distributed(logs_dir: Path) -> Path:
+    """Built in two runs, the second with the corrections of days of the first."""
+    folder = logs_dir.parent / "distributed"
+    first = build_snapshots(logs_dir, folder, START + 5 * DAY, engine="spark")
+    assert first == [START + d * DAY for d in range(1, 6)]
+    build_snapshots(logs_dir, folder, engine="spark")
+    return folder
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.glob("*/*.parquet"))
+
+
+def test_spark_writes_the_same_files(local: Path, distributed: Path) -> None:
+    assert files(distributed) == files(local)
+    assert sum("corrections" in name for name in files(local)) > 3
+    assert not (distributed / ".building").exists()
+
+
+def test_spark_writes_the_same_values(local: Path, distributed: Path) -> None:
+    nulls = 0
+    for name in files(local):
+        wanted, found = pq.read_table(local / name), pq.read_table(distributed / name)
+        # DuckDB also writes down which columns happen to have no null in this file
+        assert dict(zip(found.schema.names, found.schema.types, strict=True)) == dict(
+            zip(wanted.schema.names, wanted.schema.types, strict=True)
+        ), name
+        assert found.column_names == wanted.column_names, name
+        for column in wanted.column_names:
+            where = f"{name}: {column}"
+            nulls += wanted[column].null_count
+            if not pa.types.is_floating(wanted.schema.field(column).type):
+                assert found[column].to_pylist() == wanted[column].to_pylist(), where
+                continue
+            assert found[column].is_null().to_pylist() == wanted[column].is_null().to_pylist(), where
+            # the last bit of a division may differ
+            np.testing.assert_allclose(found[column].to_numpy(), wanted[column].to_numpy(), rtol=1e-12, err_msg=where)
+    assert nulls > 500  # rates over nothing and unknown age bands
+
+
+def test_spark_builds_only_what_is_missing(logs_dir: Path, distributed: Path) -> None:
+    assert build_snapshots(logs_dir, distributed, engine="spark") == []
+
+
+def test_spark_says_which_file_is_broken_and_keeps_finished_days(logs_dir: Path, local: Path, tmp_path: Path) -> None:
+    shutil.copytree(logs_dir, tmp_path / "logs")
+    shutil.copytree(local, tmp_path / "features")
+    last = START + DAYS * DAY
+    shutil.rmtree(tmp_path / "features" / f"date={last}")
+    broken = next((tmp_path / "logs" / "sessions" / f"date={last - DAY}").glob("*.parquet"))
+    broken.write_bytes(broken.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"Spark could not build the snapshots: .*finished days are kept"):
+        build_snapshots(tmp_path / "logs", tmp_path / "features", last, only=[last], engine="spark")
+    assert not (tmp_path / "features" / f"date={last}").exists()
+    assert (tmp_path / "features" / f"date={last - DAY}" / "snapshot.parquet").exists()
+
+
+def test_translate_leaves_nothing_of_duckdb() -> None:
+    name, query = spark.translate(
+        "CREATE TEMP TABLE t AS WITH c AS MATERIALIZED (SELECT 1 AS a) SELECT *, epoch_us(a::TIMESTAMP) AS us FROM c "
+        "QUALIFY row_number() OVER (PARTITION BY a ORDER BY b) = 1"
+    )
+    assert name == "t"
+    assert "EXCEPT (_w)" in query
+    assert "UNIX_MICROS(CAST(a AS TIMESTAMP))" in query.upper().replace("A AS", "a AS")
+    for foreign in ("MATERIALIZED", "QUALIFY", "EPOCH_US", "TIMESTAMP_NTZ"):
+        assert foreign not in query.upper()
+
+
+def test_session_is_in_utc_whatever_the_machine() -> None:
+    assert time.tzname[0] == "EST"
+    rows = spark.session().sql("SELECT CAST(TIMESTAMP '2026-03-01 00:00:00' AS LONG) AS seconds").collect()
+    assert rows[0].seconds == (date(2026, 3, 1) - date(1970, 1, 1)).days * 86_400
