@@ -38,7 +38,10 @@ class Moved:
 
 @dataclass(frozen=True)
 class UserExplanation:
-    """What `tactful explain` says. Money in EUR per user and window; score, baseline and features where predicted."""
+    """What `tactful explain` says. Money in EUR per user and window; score, baseline and features where predicted.
+
+    `interval`: 90%, of the score of the explained arm; None where the model was saved before intervals were.
+    """
 
     user_id: str
     model: str
@@ -48,6 +51,7 @@ class UserExplanation:
     reason: str
     layer: str
     score: float | None
+    interval: tuple[float, float] | None
     threshold: float
     baseline: float | None
     uplift: dict[str, dict[str, float]] | None
@@ -67,9 +71,10 @@ class UserExplanation:
             return "\n".join(lines)
         above = "above" if self.score > self.threshold else "not above"
         limit = "none passed its guardrails" if self.threshold >= NO_THRESHOLD else f"{self.threshold:.4f}"
-        lines += ["", f"score of {self.explained_arm}: {self.score:+.4f} EUR, {above} the threshold ({limit}):"]
-        told = (self.uplift or {}).get(str(self.explained_arm), {})
-        lines += [f"  {name} {uplift:+.4f} per user" for name, uplift in told.items()]
+        told = f" (90% interval {self.interval[0]:+.4f} to {self.interval[1]:+.4f})" if self.interval else ""
+        lines += ["", f"score of {self.explained_arm}: {self.score:+.4f} EUR{told}, {above} the threshold ({limit}):"]
+        parts = (self.uplift or {}).get(str(self.explained_arm), {})
+        lines += [f"  {name} {uplift:+.4f} per user" for name, uplift in parts.items()]
         lines += ["", "What moved the score, EUR:", *_rows(self.features, self.baseline, self.score)]
         return "\n".join(lines)
 
@@ -105,6 +110,7 @@ def explain_user(
         REASONS[int(decided.reason[0])],
         LAYERS[int(decided.layer[0])],
         float(decided.score[0]) if predicted else None,
+        _interval(bundle.model, columns, arm) if arm is not None else None,
         bundle.threshold,
         baseline,
         _by_outcome(bundle.model, decided.uplift[0]) if predicted else None,
@@ -119,6 +125,14 @@ def moved_by(model: NumpyModel, columns: Mapping[str, np.ndarray]) -> tuple[tupl
     ranked = explained.top(0, len(explained.features))
     moved = tuple(Moved(name, _plain(columns[name][0]), part) for name, part in ranked)
     return moved, float(explained.baseline[0]), model.spec.arms[int(explained.arm[0])]
+
+
+def _interval(model: NumpyModel, columns: Mapping[str, np.ndarray], arm: str) -> tuple[float, float] | None:
+    """90% limits of the score of one message for one user."""
+    if "interval.covariance" not in model.tensors:
+        return None
+    lower, upper = (limit[0, model.spec.arms.index(arm) - 1, -1] for limit in model.interval(columns))
+    return float(lower), float(upper)
 
 
 def columns_of_rows(rows: Rows, numeric: Sequence[str], strings: Sequence[str]) -> dict[str, np.ndarray]:

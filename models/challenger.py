@@ -173,7 +173,8 @@ def fit_and_report(
     write_text(report / "values.csv", values.to_csv(index=False))
     if page:
         told = score_drivers(fitted.model, predicted, campaign.training.seed)
-        html = training_report(campaign, tag, predicted, mu_hat, choice, values, checks, told)
+        half_width = fitted.model.half_width()[:, -1]
+        html = training_report(campaign, tag, predicted, mu_hat, choice, values, checks, told, half_width)
         write_text(report / "report.html", html)
     return Challenger(tag, report, choice, values)
 

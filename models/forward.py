@@ -72,16 +72,23 @@ class NumpyModel:
 
         Source: `models.shrinkage.error_covariance`; coverage on simulated worlds is in docs/benchmarks.md.
         """
-        if "interval.covariance" not in self.tensors:
-            raise ModelError("the model has no tensor 'interval.covariance': saved before intervals were; train again")
+        half = self.half_width(alpha)
         mu_hat = self.predict(columns)
         uplift = mu_hat[:, 1:] - mu_hat[:, :1]
         score = uplift @ self.spec.weights - np.asarray(self.spec.costs)[1:]
         center = np.concatenate([uplift, score[..., None]], axis=-1)
+        return center - half, center + half
+
+    def half_width(self, alpha: float = 0.1) -> np.ndarray:
+        """Half the width of `interval`, the same for every user; (n_messages, n_outcomes + 1), last the score's.
+
+        Raises: ModelError: the model was saved before intervals were.
+        """
+        if "interval.covariance" not in self.tensors:
+            raise ModelError("the model has no tensor 'interval.covariance': saved before intervals were; train again")
         every = np.vstack([np.eye(len(self.spec.outcomes)), self.spec.weights])  # each outcome, then the score
         sd = np.sqrt(np.einsum("jo,aop,jp->aj", every, self.tensors["interval.covariance"], every))
-        half = ndtri(1 - alpha / 2) * sd
-        return center - half, center + half
+        return np.asarray(ndtri(1 - alpha / 2) * sd)
 
     def reweighted(self, weights: Mapping[str, float], costs: Sequence[float] = ()) -> NumpyModel:
         """The same network with another worth of outcomes and messages: predictions stay, scores change.

@@ -12,6 +12,9 @@ from campaign import Campaign
 from models.choice import Choice
 from models.page import Section, table_html
 
+# measured by benchmarks/uplift.py small accuracy medium large; docs/benchmarks.md has the worlds one by one
+COVERAGE = "TO BE MEASURED"
+
 
 def deciding_constraints(choice: Choice) -> pd.DataFrame:
     """Constraints of the chosen candidate; where nothing was certified, of the one that ended the sequence."""
@@ -69,6 +72,32 @@ def _units(campaign: Campaign, name: str) -> Callable[[float], str]:
     """How a change of an outcome is written."""
     binary = next(o.kind for o in campaign.outcome if o.name == name) == "binary"
     return (lambda x: f"{100 * x:+.2f} points") if binary else (lambda x: f"{x:+.4f} per user")
+
+
+def certainty_section(score: np.ndarray, best: np.ndarray, half: np.ndarray) -> Section:
+    """How sure the score of a single user is.
+
+    Args:
+        score: (n,), of each user's best message, EUR.
+        best: (n,), index of that message among the messages.
+        half: (n_messages,), half the width of the 90% interval.
+    """
+    limit = half[best]
+    sure = (
+        ("gains: the interval lies above 0", score > limit),
+        ("loses: it lies below 0", score < -limit),
+        ("unclear: it holds 0", np.abs(score) <= limit),
+    )
+    table = pd.DataFrame({"the user": [name for name, _ in sure], "share": [f"{own.mean():.0%}" for _, own in sure]})
+    return Section(
+        "How sure is one user's score?",
+        text=f"The 90% interval of a user's score is {2 * limit.mean():.3f} EUR wide on average (standard deviation of "
+        f"the score: {score.std():.3f}). It says how far one user may be off, and decides nothing: a score above the "
+        "threshold is the best guess either way, and the values above hold for all users together.",
+        tables=[table_html(table)],
+        note=f"In simulated experiments with known effects such intervals held the true score of {COVERAGE}. The width "
+        "is the same for every user of a message: the spread of the members, and a guess at what all of them miss.",
+    )
 
 
 def candidates_section(choice: Choice) -> Section:

@@ -12,8 +12,16 @@ from models.definitions import DEFINITIONS
 from models.estimators import effect_scores
 from models.figures import POLICY_NAMES, calibration_figure, drivers_figure, gain_figure, segments_figure, values_figure
 from models.groups import score_groups
-from models.method import candidates_section, checks_section, facts, guardrail_points, guardrail_section
+from models.method import (
+    candidates_section,
+    certainty_section,
+    checks_section,
+    facts,
+    guardrail_points,
+    guardrail_section,
+)
 from models.page import Section, render_page, table_html
+from models.predictions import scores
 
 
 def training_report(
@@ -25,6 +33,7 @@ def training_report(
     values: pd.DataFrame,
     checks: pd.DataFrame,
     drivers: pd.DataFrame,
+    half_width: np.ndarray,
 ) -> str:
     """HTML of the report.
 
@@ -37,6 +46,7 @@ def training_report(
         values: `evaluate` on the `evaluate` users.
         checks: `models.log_checks.check_log` on the frame.
         drivers: `models.explain.drivers` of users of the `evaluate` split.
+        half_width: shape (n_messages,), of the 90% interval of a user's score, EUR.
     """
     rows = (frame["split"] == "evaluate").to_numpy()
     held_out = frame[rows].reset_index(drop=True)
@@ -56,6 +66,7 @@ def training_report(
             _gain_section(held_out, effect),
             _segment_section(values, held_out, effect),
             _calibration_section(held_out, effect),
+            certainty_section(held_out["score"].to_numpy(), _best(campaign, mu_hat[rows]), half_width),
             _outcomes_section(campaign, values),
             _drivers_section(drivers),
             candidates_section(choice),
@@ -73,8 +84,12 @@ def score_effect(campaign: Campaign, frame: pd.DataFrame, mu_hat: np.ndarray) ->
     effects = (
         effect_scores(outcome, arm, propensity, mu_hat) @ np.array(campaign.weights) - np.array(campaign.costs)[1:]
     )
-    uplift = (mu_hat[:, 1:] - mu_hat[:, :1]) @ np.array(campaign.weights) - np.array(campaign.costs)[1:]
-    return np.asarray(effects[np.arange(len(frame)), uplift.argmax(axis=1)])
+    return np.asarray(effects[np.arange(len(frame)), _best(campaign, mu_hat)])
+
+
+def _best(campaign: Campaign, mu_hat: np.ndarray) -> np.ndarray:
+    """Index of each row's best message among the messages."""
+    return np.asarray(scores(mu_hat, campaign.weights, campaign.costs).argmax(axis=1))
 
 
 def weighted_rows(values: pd.DataFrame, baseline: str) -> pd.DataFrame:

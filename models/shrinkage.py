@@ -6,6 +6,7 @@ import numpy as np
 
 from models.encode import Tensors
 
+LEAST_MISSING, MISSING_ROWS = 0.1, 20_000  # effects that no member finds, see `error_covariance`
 SLOPE_SD = 0.25  # how far from 1 the shrinkage slope may be
 
 
@@ -54,24 +55,26 @@ def _posterior(slope: float, variance: float) -> float:
     return float(np.clip((slope / variance + trust) / (1 / variance + trust), 0, 1))
 
 
-def error_covariance(members: np.ndarray, share: float) -> np.ndarray:
+def error_covariance(members: np.ndarray, share: float, n_eff: float) -> np.ndarray:
     """Covariance over outcomes of a user's error of uplift, on average: what the members differ by and what all miss.
 
-    What all miss can only be guessed at. Where a linear model explains the effects, nothing is; where the network had
-    to (1 - share of the linear part), it has found about half of it: as much again is missing.
+    What all miss can only be guessed at, as a share of the variance found. Where a linear model explains the effects
+    there is little left (LEAST_MISSING); where the network had to find them (1 - share of the linear part), as much
+    again is missing at MISSING_ROWS effective rows, and less in proportion as there are more.
 
     Args:
         members: mu_hat of each member, (members, n, n_arms, n_outcomes).
         share: of the linear part in the mixture.
+        n_eff: `models.losses.effective_rows` of the training rows.
 
     Returns: (n_messages, n_outcomes, n_outcomes), outcome units; with weights w the score's variance is w' C w.
 
-    Source: the first part is the delete-a-group jackknife; the second was checked on simulated worlds
-        (docs/benchmarks.md).
+    Source: the first part is the delete-a-group jackknife; the constants of the second were chosen on simulated worlds
+        of 5,000 to 1,000,000 users, its coverage on others is in docs/benchmarks.md.
     """
     uplift = members[:, :, 1:] - members[:, :, :1]
     mean = uplift.mean(axis=0)
     apart, spread = uplift - mean, mean - mean.mean(axis=0)
     differ = np.einsum("knao,knap->aop", apart, apart) * (len(members) - 1) / len(members)
-    missing = (1 - share) * np.einsum("nao,nap->aop", spread, spread)
-    return np.asarray((differ + missing) / len(mean))
+    missing = max(1 - share, LEAST_MISSING) * MISSING_ROWS / n_eff
+    return np.asarray((differ + missing * np.einsum("nao,nap->aop", spread, spread)) / len(mean))

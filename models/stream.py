@@ -65,7 +65,7 @@ def fit_parquet(files: Sequence[Path | str], spec: FitSpec, *, progress: Progres
                 yield block(file, group, index, frame)
 
     tensors = start.tensors | units | optimise(rows, start.tensors, spec, progress, blocks, n)
-    return finish(rows, labels.outcome, tensors, start.features, spec)[0]
+    return finish(rows, labels.outcome, tensors, start.features, spec, n)[0]
 
 
 def _names(spec: FitSpec) -> list[str]:

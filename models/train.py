@@ -22,6 +22,7 @@ from models import encode as enc
 from models.explain import background
 from models.forward import NumpyModel, member_outputs, shrink
 from models.linear import linear_members, linear_share, mixed
+from models.losses import effective_rows
 from models.optimise import Progress, TrainingRows, optimise
 from models.rules import find_rules
 from models.shrinkage import error_covariance, shrinkage
@@ -177,11 +178,17 @@ def _taken_over(model: NumpyModel, spec: FitSpec) -> Start:
 
 
 def finish(
-    rows: TrainingRows, outcome: np.ndarray, tensors: enc.Tensors, features: tuple[Feature, ...], spec: FitSpec
+    rows: TrainingRows,
+    outcome: np.ndarray,
+    tensors: enc.Tensors,
+    features: tuple[Feature, ...],
+    spec: FitSpec,
+    n: int | None = None,
 ) -> tuple[NumpyModel, np.ndarray]:
     """The model that serves, and the out-of-fold mu_hat of its training rows; `outcome` in its own units.
 
-    The network is mixed with a linear model as far as rows that neither saw speak for it, then shrunk.
+    `n` is how many rows it learned from, where `rows` are a sample of them. The network is mixed with a linear model as
+    far as rows that neither saw speak for it, then shrunk.
     """
     costs = tuple(spec.costs) or (0.0,) * len(spec.arms)
     model_spec = ModelSpec(features, tuple(spec.arms), spec.targets, costs, spec.members)
@@ -191,9 +198,12 @@ def finish(
     share = linear_share(worth, rows.arm, rows.propensity, *(mu_hat @ model_spec.weights for mu_hat in ends))
     tensors = mixed(tensors, linear, share)
     members = member_outputs(rows.inputs, tensors, model_spec)
-    left_out = members[rows.fold, np.arange(len(rows.fold))]
+    fold, counts = rows.fold, np.bincount(rows.arm, minlength=len(spec.arms))
+    left_out = members[fold, np.arange(len(fold))]
     tensors = tensors | shrinkage(members, left_out, outcome, rows.arm, rows.propensity, model_spec.weights)
-    tensors["interval.covariance"] = error_covariance(members, share)
+    tensors["interval.covariance"] = error_covariance(
+        members, share, effective_rows(counts * (n or len(fold)) / len(fold))
+    )
     return NumpyModel(model_spec, tensors), shrink(left_out, tensors, model_spec)
 
 

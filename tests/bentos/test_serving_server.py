@@ -278,6 +278,9 @@ def test_explain_says_what_the_service_answers(server, world, expected):
             assert (told["score"], told["features"]) == (None, [])
             continue
         assert told["score"] == pytest.approx(answer["score"], abs=1e-6)
+        if told["interval"] is not None:  # the world's model may be older than intervals
+            lower, upper = told["interval"]
+            assert lower < told["score"] < upper
         moved = told["score"] - told["baseline"]
         assert sum(f["contribution"] for f in told["features"]) == pytest.approx(moved, rel=0.01)
 

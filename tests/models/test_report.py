@@ -1,6 +1,7 @@
 """The training report on a small world with known effects: what it says must be what was measured."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,12 +11,13 @@ from campaign import load_campaign
 from models.challenger import choose_and_evaluate
 from models.definitions import DEFINITIONS
 from models.log_checks import check_log
-from models.method import deciding_constraints
+from models.method import COVERAGE, certainty_section, deciding_constraints
 from models.predictions import prediction_columns
 from models.report import training_report, weighted_rows
 from models.splits import split_of
 
 CAMPAIGN = load_campaign()
+HALF_WIDTH = np.array([0.3])
 
 
 def world(n=9_000, seed=0):
@@ -57,7 +59,7 @@ def report(campaign, frame, mu):
     )
     checks = check_log(frame, covariates=frame[["x"]], segments=["plan"])
     both = pd.concat([frame, predicted], axis=1)
-    return training_report(campaign, "tactful:1", both, mu, choice, values, checks, drivers), choice, values
+    return training_report(campaign, "tactful:1", both, mu, choice, values, checks, drivers, HALF_WIDTH), choice, values
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +152,16 @@ def test_own_cut_is_taken_whatever_the_guardrails_say_within_the_budget():
     everybody[:, 1, 2] += np.linspace(10, 20, len(mu))  # a score above 0 for all: the budget cuts
     choice, _ = choose_and_evaluate(CAMPAIGN, frame, everybody, {}, own_cut=True)
     assert choice.candidates["share"][choice.candidates["chosen"]].item() == pytest.approx(0.9, abs=0.01)
+
+
+def test_certainty_section_counts_users_on_either_side_and_within():
+    score, best = np.array([0.5, 0.1, -0.1, -0.5, 0.25]), np.array([0, 0, 0, 0, 1])
+    text = certainty_section(score, best, half=np.array([0.3, 0.2])).tables[0]
+    assert [int(share) for share in re.findall(r"(\d+)%", text)] == [40, 20, 40]
+
+
+def test_coverage_told_in_the_report_is_the_one_measured():
+    page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    told = re.findall(r"0?(\.\d{3})", COVERAGE)
+    assert told
+    assert all(f"over all worlds 0{share}" in page for share in told)

@@ -14,7 +14,7 @@ from models import train
 from models.decision_log import Outcome
 from models.forward import NumpyModel, unpack
 from models.network import UpliftNet
-from models.shrinkage import shrinkage
+from models.shrinkage import MISSING_ROWS, error_covariance, shrinkage
 from models.spec import FitSpec, columns_of
 from models.train import fit, folds
 
@@ -286,6 +286,18 @@ def test_interval_holds_the_prediction_and_widens_with_confidence(fitted):
     assert (lower + upper)[..., :2] / 2 == pytest.approx(uplift)
     assert (lower + upper)[..., 2] / 2 == pytest.approx(uplift @ [1.0, 0.1])
     assert (wider < lower).all()
+
+
+def test_error_covariance_is_the_members_jackknife_and_shrinks_with_rows():
+    rng = np.random.default_rng(0)
+    members = rng.normal(size=(5, 300, 2, 2))
+    uplift = members[:, :, 1] - members[:, :, 0]
+    apart, spread = uplift - uplift.mean(axis=0), uplift.mean(axis=0) - uplift.mean(axis=(0, 1))
+    jackknife = 4 / 5 * sum(a.T @ a for a in apart) / 300
+    found = [error_covariance(members, 0.0, n_eff)[0] for n_eff in (MISSING_ROWS, 1e12)]
+    np.testing.assert_allclose(found[1], jackknife, rtol=1e-6)
+    np.testing.assert_allclose(found[0], jackknife + spread.T @ spread / 300, rtol=1e-6)
+    assert error_covariance(members, 1.0, MISSING_ROWS)[0, 0, 0] < found[0][0, 0]
 
 
 def test_interval_of_a_model_saved_before_intervals_says_so(fitted):

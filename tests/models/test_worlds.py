@@ -51,6 +51,11 @@ def test_network_beats_constant_policies_on_a_small_world():
     assert correlation > 0.5
 
 
+def test_intervals_cover_about_nine_tenths_of_true_scores_on_small_worlds():
+    covered = [grade(kind, 5_000, 0.1, seed=13)[3] for kind in KINDS]
+    assert 0.8 <= np.mean(covered) <= 0.97
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_network_full_size_policy_and_interval_coverage(kind):
