@@ -1,7 +1,7 @@
 """The methods that the uplift benchmark compares: (train, test) -> score of each message for each test user.
 
 EconML and causalml take one outcome, so they get the weighted value, and one-hot strings. Their forests' smallest
-leaf was chosen among 20, 50 and 200 on seed 0.
+leaf was chosen among 20, 50 and 200 on seed 0 (smooth, 20,000 users).
 """
 
 from __future__ import annotations

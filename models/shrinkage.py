@@ -6,7 +6,7 @@ import numpy as np
 
 from models.encode import Tensors
 
-LEAST_MISSING, MISSING_ROWS = 0.1, 20_000  # effects that no member finds, see `error_covariance`
+LEAST_MISSING, MISSING_ROWS = 0.1, 15_000  # effects that no member finds, see `error_covariance`
 SLOPE_SD = 0.25  # how far from 1 the shrinkage slope may be
 
 
