@@ -45,8 +45,8 @@ def coverage_lines(results: pd.DataFrame) -> list[str]:
     """Coverage of the network's intervals, mean and lowest seed of each cell; nothing where none was measured."""
     held = results[results.method == NETWORK].dropna(subset="coverage").groupby(["kind", "control"]).coverage
     cells = [f"{kind} {control:.0%} {v.mean():.3f} (lowest seed {v.min():.2f})" for (kind, control), v in held]
-    over_worlds = held.mean().mean()
-    told = f"Coverage of the network's 90% score intervals: {', '.join(cells)}; over all worlds {over_worlds:.3f}."
+    mean = held.mean().mean()
+    told = f"Coverage of the network's 90% score intervals: {', '.join(cells)}; mean of these {mean:.3f}."
     return ["", told] if cells else []
 
 

@@ -164,4 +164,4 @@ def test_coverage_told_in_the_report_is_the_one_measured():
     page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     told = re.findall(r"0?(\.\d{3})", COVERAGE)
     assert told
-    assert all(f"over all worlds 0{share}" in page for share in told)
+    assert all(f"mean of these 0{share}" in page for share in told)
