@@ -5,9 +5,9 @@
     python benchmarks/uplift.py report                 # only writes docs/benchmarks.md from the csv
 
 Seeds, written here before any of them was run: SEEDS (200-203) where nothing else is said, SMALL_SEEDS (300-307) for
-5,000 users. Options, of the peers and of the intervals too, were chosen on seeds 0-5 and 12. Policy: value of messaging where the predicted score is above 0, in percent of the oracle's. PEHE: root mean
-squared error of the score over its sd. EconML and causalml run from Pythons of their own, which $TACTFUL_ECONML_PYTHON
-and $TACTFUL_CAUSALML_PYTHON name.
+5,000 users. Options, of the peers and of the intervals too, were chosen on seeds 0-5 and 12. Policy: value of messaging
+where the predicted score is above 0, in percent of the oracle's. PEHE: root mean squared error of the score over its
+sd. EconML and causalml run from Pythons of their own, which $TACTFUL_ECONML_PYTHON and $TACTFUL_CAUSALML_PYTHON name.
 """
 
 from __future__ import annotations

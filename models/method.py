@@ -95,8 +95,9 @@ def certainty_section(score: np.ndarray, best: np.ndarray, half: np.ndarray) -> 
         f"the score: {score.std():.3f}). It says how far one user may be off, and decides nothing: a score above the "
         "threshold is the best guess either way, and the values above hold for all users together.",
         tables=[table_html(table)],
-        note=f"In simulated experiments with known effects such intervals held the true score of a share of {COVERAGE}. The width "
-        "is the same for every user of a message: the spread of the members, and a guess at what all of them miss.",
+        note=f"In simulated experiments with known effects such intervals held the true score of a share of {COVERAGE}. "
+        "The width is the same for every user of a message: the spread of the members, and a guess at what all of them "
+        "miss.",
     )
 
 
