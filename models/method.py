@@ -13,7 +13,7 @@ from models.choice import Choice
 from models.page import Section, table_html
 
 # docs/benchmarks.md has the worlds one by one
-COVERAGE = ".827 of users (2026-11-25, 5,000 users each, `python benchmarks/uplift.py small`)"
+COVERAGE = "a share of .827 of users (2026-11-25, 5,000 users each, `python benchmarks/uplift.py small`)"
 
 
 def deciding_constraints(choice: Choice) -> pd.DataFrame:
@@ -95,7 +95,7 @@ def certainty_section(score: np.ndarray, best: np.ndarray, half: np.ndarray) -> 
         f"the score: {score.std():.3f}). It says how far one user may be off, and decides nothing: a score above the "
         "threshold is the best guess either way, and the values above hold for all users together.",
         tables=[table_html(table)],
-        note=f"In simulated experiments with known effects such intervals held the true score of a share of {COVERAGE}. "
+        note=f"In simulated experiments with known effects such intervals held the true score of {COVERAGE}. "
         "The width is the same for every user of a message: the spread of the members, and a guess at what all of them "
         "miss.",
     )
