@@ -9,7 +9,7 @@ Source: Angelopoulos et al. (2021), "Learn then Test", arXiv:2110.01052; Berger 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,8 +87,12 @@ def run_sequence(
     effects: pd.DataFrame,
     guardrails: Sequence[Guardrail],
     alpha: float,
+    wald: Collection[str] = (),
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Test candidates in order until one fails; returns candidates and tested constraints."""
+    """Test candidates in order until one fails; returns candidates and tested constraints.
+
+    `wald` names the outcomes whose bound is Wald's: below 10 events it is too high, and certifies nothing.
+    """
     by_candidate: dict[str, list[dict[str, Any]]] = {str(i): [] for i in range(len(thresholds))}
     for effect in effects.to_dict("records"):
         if effect["policy"] in by_candidate:
@@ -101,7 +105,12 @@ def run_sequence(
         gain = next(e for e in own if e["outcome"] == "weighted" and e["segment"] == "")
         status, share = "not tested", float((best_score > cut).mean())
         if going:
-            tested = [_constraint(e, g, alpha) for g in guardrails for e in own if e["outcome"] == g.outcome]
+            tested = [
+                _constraint(e, g, alpha, g.outcome in wald)
+                for g in guardrails
+                for e in own
+                if e["outcome"] == g.outcome
+            ]
             constraints += [[name, cut, share, *row] for row in tested]
             going = all(row[-1] == "pass" for row in tested)
             status = "certified" if going else "failed"
@@ -109,17 +118,21 @@ def run_sequence(
     return pd.DataFrame(candidates, columns=CANDIDATE_COLUMNS), pd.DataFrame(constraints, columns=CONSTRAINT_COLUMNS)
 
 
-def _constraint(effect: dict[str, Any], guardrail: Guardrail, alpha: float) -> list[object]:
+def _constraint(effect: dict[str, Any], guardrail: Guardrail, alpha: float, wald: bool) -> list[object]:
     """One guardrail in one segment: passes where the lower bound of the effect is >= -margin.
 
     A constraint that fails although the estimate is within the margin, in data that would pass a harmless policy less
-    than 80% of the time, is "underpowered": it says nothing against the policy, but it does not certify it either.
+    than 80% of the time, is "underpowered": it says nothing against the policy, but it does not certify it either. So
+    is one that passes by a Wald bound on fewer than 10 events: with 2 in the holdout, a loss just past the margin
+    passed in 22% to 45% of simulations instead of 5%.
     """
     margin = guardrail.margin_in(effect["segment"])
     lower = 0.0 if effect["status"] == "identical" else effect["ci_lower"]
     detectable = (normal_quantile(2 * alpha) + normal_quantile(2 * (1 - POWER))) * effect["se"]
     status = "pass" if lower >= -margin else "fail"
     if status == "fail" and not effect["value"] < -margin and not detectable <= margin:
+        status = "underpowered"
+    if status == "pass" and wald and effect["status"] == "insufficient":
         status = "underpowered"
     names = [guardrail.outcome, effect["segment"]]
     return [*names, effect["value"], margin, lower, effect["n_eff"], detectable, status]

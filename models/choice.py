@@ -245,7 +245,8 @@ def _certify(
     policies = {str(i): Threshold(score, cut) for i, cut in enumerate(thresholds)}
     # a two-sided interval at twice the level ends at the one-sided bound
     table = effects.of(policies, segments, 2 * alpha, "send_none")
-    return run_sequence(name, best_score, thresholds, table, guardrails, alpha)
+    wald = {o.name for o in effects.outcomes if o.kind == "continuous"}
+    return run_sequence(name, best_score, thresholds, table, guardrails, alpha, wald)
 
 
 def _to_own_cut(

@@ -202,7 +202,8 @@ def heterogeneity(
     centred = predicted - predicted.mean()
     spread = (centred**2).mean()
     ate = effect.mean()
-    if spread == 0:
+    # predictions that differ by rounding are the same: dividing by that spread would give slopes of 1e15
+    if np.ptp(predicted) <= 1e-12 * np.abs(predicted).max():
         nan = Estimate(np.nan, np.nan, np.nan, np.nan, np.nan)
         return {"ate": _estimate(ate, effect - ate, cluster, alpha), "slope": nan}
     slope = (centred * effect).mean() / spread
@@ -268,7 +269,10 @@ def _checked(
             f"cluster has {len(column)} rows, {int(column.isna().sum())} of them missing, the score {len(score)}; "
             "expected the user of every row"
         )
-    return score, effect, read_levels(column, "cluster", sort=False)[0]
+    codes = read_levels(column, "cluster", sort=False)[0]
+    if codes.max() == 0:
+        raise DataError("cluster has one value in all rows; expected the user of every row, at least 2 users")
+    return score, effect, codes
 
 
 def _ranks(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -133,6 +133,8 @@ def prepare(
         n_arms=max([2, *map(_width, policies.values())]),
     )
     given = read_features(features, log)
+    if features is not None and not isinstance(features, pd.DataFrame):
+        _check_leaks(features, [arm, propensity, *(o.name for o in outcomes)])
     n_arms = len(sample.costs)
     added: dict[str, Policy | np.ndarray] = {"send_all": SendAll(), "send_none": SendNone()}
     if n_arms > 2:
@@ -145,6 +147,16 @@ def prepare(
         predicted = arm_means(sample) if given is None else cross_fit(given, sample, [o.kind for o in outcomes])
         sample = Sample(**{**vars(sample), "mu_hat": predicted})
     return sample, targets
+
+
+def _check_leaks(features: Sequence[str], later: Sequence[str]) -> None:
+    """Predictions from the arm or an outcome are wrong however well they are cross-fitted."""
+    leaks = [name for name in features if name in later]
+    if leaks:
+        raise DataError(
+            f"feature {leaks[0]!r} is known only after the decision (arm, propensity and outcomes are); expected "
+            "features known before it"
+        )
 
 
 def _width(policy: Any) -> int:
@@ -216,6 +228,11 @@ def _check_replay(sample: Sample, targets: Sequence[Target]) -> None:
     for target in targets:
         match = target.of_arm(sample.arm, slice(None))
         chance = sample.propensity[match > 0]
+        if not len(chance):
+            raise DataError(
+                f"plain_replay of policy {target.name!r}: the log never did what it does, so nothing can be replayed; "
+                "check which way round its probabilities are"
+            )
         if not np.all((match == 0) | (match == 1)) or np.ptp(chance) > 1e-9:
             raise DataError(
                 f"plain_replay of policy {target.name!r}: the log agrees with it with probability {chance.min():g} to "

@@ -133,15 +133,17 @@ def _row_checks(log: pd.DataFrame, as_of: datetime | None, matured_after_days: i
         read_levels(log["decision_id"], "decision_id", sort=False)
         add("unique decisions", log["decision_id"].duplicated(), "rows repeat a decision_id")
     if {"feature_timestamp", "decided_at"} <= set(log):
-        late = read_times(log["feature_timestamp"], "feature_timestamp") > read_times(log["decided_at"], "decided_at")
-        add("features before decisions", late, "decisions used a feature from after the decision")
+        decided = read_times(log["decided_at"], "decided_at")
+        late = (read_times(log["feature_timestamp"], "feature_timestamp") > decided) | decided.isna()
+        add("features before decisions", late, "decisions used a feature from after the decision, or have no time")
     if as_of is not None and matured_after_days is not None:
         check_columns(log, ["decided_at"])
         fits = is_number(matured_after_days) and matured_after_days >= 0
         check_number("matured_after_days", matured_after_days, fits, "a number >= 0")
         now, window = read_times(pd.Series([as_of]), "as_of").iloc[0], pd.Timedelta(days=matured_after_days)
-        young = read_times(log["decided_at"], "decided_at") + window > now
-        add("matured", young, f"decisions are younger than {matured_after_days} days: their outcomes are not final")
+        matured = read_times(log["decided_at"], "decided_at") + window <= now  # False where the time is missing
+        detail = f"decisions are younger than {matured_after_days} days or have no time: their outcomes are not final"
+        add("matured", ~matured, detail)
     return rows
 
 

@@ -234,6 +234,7 @@ def resolve(name: str, policy: Policy | np.ndarray, log: pd.DataFrame, n_arms: i
     if isinstance(policy, Policy) and not isinstance(policy, type):
         values = read_array(policy.probabilities(log, n_arms), f"policy {name!r}", expected)
         if values.shape == (1, n_arms):
+            _check_table(name, values)
             return Target(name, values, None)
     else:
         check_index(policy, f"policy {name!r}", log)
@@ -244,14 +245,7 @@ def resolve(name: str, policy: Policy | np.ndarray, log: pd.DataFrame, n_arms: i
     if values.shape != (n, n_arms):
         expected = f"({n},) or ({n}, 2)" if n_arms == 2 else f"({n}, {n_arms})"
         raise DataError(f"policy {name!r} has shape {values.shape}; expected {expected}: log rows x arms")
-    _check_range(name, values)
-    wrong = np.abs(values.sum(axis=1) - 1) > 1e-6
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise DataError(
-            f"policy {name!r}: probabilities of row {row} sum to {values[row].sum():g} ({int(wrong.sum())} rows are "
-            "off); expected 1 over all arms, control included"
-        )
+    _check_table(name, values)
     if n_arms == 2:
         return _from_message_probability(name, values[:, 1])
     if np.all((values == 0) | (values == 1)):
@@ -267,6 +261,17 @@ def _from_message_probability(name: str, message: np.ndarray) -> Target:
         table = np.column_stack([1 - levels, levels])
         return Target(name, table, None if len(levels) == 1 else code.astype(np.int8))
     return Target(name, np.column_stack([1 - message, message]), None)
+
+
+def _check_table(name: str, values: np.ndarray) -> None:
+    _check_range(name, values)
+    wrong = np.abs(values.sum(axis=1) - 1) > 1e-6
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise DataError(
+            f"policy {name!r}: probabilities of row {row} sum to {values[row].sum():g} ({int(wrong.sum())} rows are "
+            "off); expected 1 over all arms, control included"
+        )
 
 
 def _check_range(name: str, values: np.ndarray) -> None:

@@ -109,6 +109,22 @@ def test_choose_policy_calls_small_data_underpowered():
     assert 0 < last["n_eff"] < 600
 
 
+def test_choose_policy_certifies_no_mean_on_a_handful_of_events():
+    """A Wald bound on two events is no bound: a harm far past the margin would pass about half the time."""
+    rng = np.random.default_rng(0)
+    log = guarded_log(6_000, 0.0, 1)
+    few = rng.random(len(log)) < 0.004
+    log["hours"] = np.where(few, rng.lognormal(1, 0.5, len(log)), 0.0)
+    outcomes = [*OUTCOMES, Outcome("hours", "continuous", 0.0)]
+    choice = choose_policy(log, "x", outcomes, guardrails=[Guardrail("hours", 1.0)], shares=[1.0])
+    assert choice.table["lower_bound"].iloc[0] > -1.0
+    assert set(choice.table["status"]) == {"underpowered"}
+    assert choice.policy == SendNone()
+    log["hours"] = 2.0 + rng.normal(size=len(log))
+    choice = choose_policy(log, "x", outcomes, guardrails=[Guardrail("hours", 1.0)], shares=[1.0])
+    assert set(choice.table["status"]) == {"pass"}
+
+
 def test_choose_policy_keeps_the_budget():
     choice = choose_policy(guarded_log(20_000, 0.0, 6), "x", OUTCOMES, max_message_share=0.3)
     assert choice.candidates["share"].max() <= 0.3

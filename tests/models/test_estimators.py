@@ -223,6 +223,11 @@ def test_plain_replay_is_refused_under_a_holdout_of_ten_percent(log):
         evaluate(log, {"p": np.full(len(log), 0.5)}, Y, estimators=["plain_replay"])
 
 
+def test_plain_replay_is_refused_where_log_and_policy_never_agree(log):
+    with pytest.raises(ValueError, match="the log never did what it does"):
+        evaluate(log, {"p": 1 - log["arm"].to_numpy()}, Y, estimators=["plain_replay"])
+
+
 def test_plain_replay_would_be_wrong_there():
     """The deliberately wrong variant: its 95% interval misses the truth, the weighted one holds it."""
     world = World(20_000, 0.2)

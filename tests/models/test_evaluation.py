@@ -58,6 +58,16 @@ def test_evaluate_counts_events_of_the_weaker_side(log):
     assert table.loc[("p", "send_none", "y"), "n_events"] == (events & (log["arm"] == 0) & sent).sum()
 
 
+@pytest.mark.parametrize(("events", "status"), [(9, "insufficient"), (10, "ok")])
+def test_evaluate_needs_ten_events(log, events, status):
+    y = np.zeros(len(log))
+    y[np.flatnonzero(log["arm"] == 0)[:events]] = 1
+    y[np.flatnonzero(log["arm"] == 1)[:50]] = 1
+    table = evaluate(log.assign(y=y), {}, Y, estimators=["dr"])
+    assert set(table.loc[(table["policy"] == "send_none") & (table["outcome"] == "y"), "status"]) == {status}
+    assert set(table.loc[(table["policy"] == "send_all") & (table["baseline"] == ""), "status"]) == {"ok"}
+
+
 def test_evaluate_flags_too_few_events_and_never_gives_zero_width():
     log, _ = World(2_000, 0.2).draw()
     log["y"] = ((log["arm"] == 1) & (log["y"] == 1)).astype(float)  # no event in the holdout
@@ -171,6 +181,8 @@ BAD = [
     ({}, {"outcomes": [Outcome("y", "ordinal")]}, "kind == 'ordinal', must be 'binary' or 'continuous'"),
     ({}, {"segments": ["plan"]}, "the log has no column 'plan'"),
     ({}, {"features": ["tracks"]}, "the log has no column 'tracks'"),
+    ({}, {"features": ["x", "y"]}, "feature 'y' is known only after the decision"),
+    ({}, {"features": ["propensity"]}, "feature 'propensity' is known only after the decision"),
     ({}, {"costs": [0.0]}, r"costs == \[0.0\]; expected 2 finite numbers"),
     ({}, {"baselines": ["champion"]}, "baseline 'champion' is not a policy"),
     ({}, {"alpha": 1.2}, r"alpha == 1.2, must be in \(0, 1\)"),

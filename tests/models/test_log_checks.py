@@ -70,6 +70,15 @@ def test_check_log_reports_young_decisions():
     assert status(check_log(full_log(), as_of=now, matured_after_days=16))["matured"] == "ok"
 
 
+def test_check_log_does_not_pass_decisions_without_a_time():
+    log = full_log()
+    log.loc[log.index[:3], "decided_at"] = pd.NaT
+    now = (DAY + pd.Timedelta(days=60)).to_pydatetime()
+    checks = check_log(log, as_of=now, matured_after_days=16).set_index("check")
+    for check in ("features before decisions", "matured"):
+        assert (checks.loc[check, "status"], checks.loc[check, "observed"]) == ("fail", 3)
+
+
 def test_check_log_warns_of_tiny_propensities():
     log = full_log(holdout=0.009, varying=False)
     assert status(check_log(log))["propensity"] == "warn"

@@ -58,6 +58,16 @@ def test_response_baseline_ranks_by_the_outcome_under_the_message():
     assert chance.tolist() == [0, 1, 1, 0]
 
 
+class OneForAll:
+    """A policy of one's own: the same probabilities for every row."""
+
+    def __init__(self, *probabilities: float):
+        self.table = np.array([probabilities])
+
+    def probabilities(self, log, n_arms):
+        return self.table
+
+
 def test_logging_policy_needs_all_propensities_with_several_arms():
     with pytest.raises(ValueError, match="with 3 arms the log must hold the probability of every arm"):
         LoggingPolicy().probabilities(LOG, 3)
@@ -78,6 +88,9 @@ def test_logging_policy_needs_all_propensities_with_several_arms():
         (Threshold(np.zeros(3)), 2, r"score has shape \(3, 1\); expected \(4, 1\)"),
         (TopShare("s", 1.5), 2, r"TopShare: share == 1.5, must be in \[0, 1\]"),
         (SendAll(2), 2, r"SendAll\(arm=2\): message arms are 1..1"),
+        (OneForAll(0.5, 0.6), 2, "probabilities of row 0 sum to 1.1"),
+        (OneForAll(-0.5, 1.5), 2, "policy 'p': -0.5 in row 0 is not a probability"),
+        (OneForAll(np.nan, 0.5), 2, "policy 'p': nan in row 0 is not a probability"),
     ],
 )
 def test_resolve_names_what_is_wrong(policy, n_arms, message):
