@@ -165,6 +165,16 @@ def test_weighted_reward_and_segments_add_up(log):
                 assert share.to_numpy() @ by_segment == pytest.approx(whole, abs=1e-12)
 
 
+def test_weighted_reward_counts_costs_in_value_and_error(log):
+    options = {"estimators": ["dr"], "mu_hat": np.zeros((len(log), 2, 1)), "costs": [0.0, 7.0], "cluster": None}
+    table = evaluate(log, {"p": Threshold("x", 0.5)}, [Outcome("y", "binary", 10.0)], **options)
+    sent = log["x"] > 0.5
+    scores = 10 * (log["arm"] == sent) / log["propensity"] * log["y"] - 7 * sent
+    found = row(table, "p", "dr", outcome="weighted")
+    assert found["value"] == pytest.approx(scores.mean(), rel=1e-9)
+    assert found["se"] == pytest.approx(scores.std() / np.sqrt(len(log)), rel=1e-9)
+
+
 def test_weighted_difference_equals_that_of_a_weighted_column(log):
     outcomes = [Outcome("y", "binary", 12.0), Outcome("hours", "continuous", 0.5)]
     combined = log.assign(z=12 * log["y"] + 0.5 * log["hours"])
