@@ -638,6 +638,10 @@ def read_experiment(
     from monitoring.experiment.live import read_live
     from monitoring.experiment.report import markdown
 
+    if triggered and frame is not None:
+        raise typer.BadParameter(
+            "--triggered is for a planned experiment; a table names its column as trigger in PLAN.toml"
+        )
     if frame is not None and plan is not None and name is None:
         asked = ExperimentPlan.from_toml(plan)
         names = (asked.unit, asked.variant, asked.exposure, *asked.segments)

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.special import ndtr
 
 from monitoring.experiment.checks import quality_checks
-from monitoring.experiment.decide import Decision, Look, Row, current_look, decide, with_alarms, with_success
+from monitoring.experiment.decide import SAME_LOOK, Decision, Look, Row, current_look, decide, with_alarms, with_success
 from monitoring.experiment.plan import ExperimentPlan, Metric
 from monitoring.experiment.stats import Diluted, Effect, Newcombe, Welch, cuped, two_sided_p
 from monitoring.experiment.table import ExperimentTable, checked_table
@@ -222,9 +222,19 @@ def _next_step(decision: Decision, look: Look) -> list[str]:
     if look.planned_users is None:
         return []
     if look.fractions[-1] >= 1:
-        return ["all planned users are in: keep control; running on is a new experiment"] if decision == "hold" else []
+        ended = ["all planned users are in: keep control; running on is a new experiment"] if decision == "hold" else []
+        return [*ended, *_past_the_end(look, look.planned_users)]
     keep = "; keep it running" if decision == "hold" else ""
     return [f"{look.users} of {look.planned_users} planned users, reading {look.number}: bounds are of this look{keep}"]
+
+
+def _past_the_end(look: Look, planned_users: int) -> list[str]:
+    if look.users <= planned_users * (1 + SAME_LOOK):
+        return []
+    return [
+        f"{look.users} users, planned were {planned_users}: bounds are of one last look; if it was read at "
+        f"{planned_users} before, that decision stands, because alpha is spent"
+    ]
 
 
 def _notes(frame: pd.DataFrame, plan: ExperimentPlan, look: Look, trigger: Any) -> list[str]:

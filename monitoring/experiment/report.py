@@ -32,7 +32,8 @@ def markdown(readout: Readout, name: str, compared: pd.DataFrame | None = None) 
     """
     shipped = f" {readout.variant}" if readout.variant else ""
     lines = [f"# Experiment {name}: {WORDS[readout.decision].lower()}{shipped}", "", _progress(readout), ""]
-    lines += [f"- {reason}" for reason in readout.reasons] + [f"- note: {note}" for note in readout.notes]
+    said = [*readout.reasons, *(f"note: {note}" for note in readout.notes)]
+    lines += [f"- {' '.join(sentence.split())}" for sentence in said]  # a name may hold a line break
     lines += ["", "## Effects", "", *_markdown_table(_effects_for_people(readout.table))]
     lines += ["", "## Quality checks", "", *_markdown_table(_checks_for_people(readout.checks))]
     if compared is not None:
@@ -203,7 +204,7 @@ def _scrolled(frame: pd.DataFrame, caption: str) -> str:
 
 def _markdown_table(frame: pd.DataFrame) -> list[str]:
     def line(cells: list[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
 
     rows = [line([str(value) for value in row]) for row in frame.itertuples(index=False)]
     return [line(list(map(str, frame.columns))), line(["---"] * len(frame.columns)), *rows]

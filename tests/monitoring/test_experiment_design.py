@@ -198,3 +198,8 @@ def test_bad_plans_are_refused(platform, arguments, message):
     with pytest.raises(Exception, match=message):
         raise run("plan", "one", *arguments, code=1).exception
     assert not (platform / "experiments").exists()
+
+
+def test_triggered_with_a_table_is_refused_not_ignored(tmp_path):
+    done = run("read", "--frame", str(tmp_path / "f.csv"), "--plan", str(tmp_path / "p.toml"), "--triggered", code=2)
+    assert "names its column as trigger" in " ".join(done.output.split())

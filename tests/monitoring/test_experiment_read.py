@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
@@ -415,3 +416,58 @@ def test_bad_table_is_refused_with_what_to_do(broken, message):
     frame.loc[1, ["variant", "received"]] = "treatment"
     with pytest.raises(DataError, match=message):
         read_experiment(broken(frame), plan)
+
+
+@pytest.mark.parametrize(("direction", "end"), [("higher", 0), ("lower", 1)])
+@pytest.mark.parametrize("kind", ["binary", "continuous"])
+def test_a_guardrail_passes_exactly_where_its_bad_bound_clears_the_margin(direction, end, kind):
+    frame = users(n=4000, seed=5)
+    treated = frame["variant"] == "treatment"
+    if kind == "binary":
+        frame["kept"] = frame["retention"]
+        counts = [f(frame["kept"][rows]) for rows in (treated, ~treated) for f in (np.sum, len)]
+        bounds = confint_proportions_2indep(*counts, method="newcomb", alpha=0.1)
+    else:
+        frame["kept"] = frame["listening"]
+        groups = (DescrStatsW(frame["kept"][rows]) for rows in (treated, ~treated))
+        bounds = CompareMeans(*groups).tconfint_diff(alpha=0.1, usevar="unequal")
+    loss = -bounds[0] if end == 0 else bounds[1]  # the largest loss that the one-sided 95% bound leaves open
+    assert loss > 0
+    for margin, status in ((1.001 * loss, "non_inferior"), (0.999 * loss, "not_shown")):
+        guardrail = Metric(name="kept", kind=kind, role="guardrail", direction=direction, margin=margin)
+        row = read_experiment(frame, ExperimentPlan(metric=(SUBSCRIPTION, guardrail))).table.iloc[1]
+        assert row["status"] == status
+
+
+def test_reading_on_past_the_planned_users_is_said():
+    plan = PLAN.model_copy(update={"planned_users": 3000, "looks": 3})
+    readout = read_experiment(users(lift=0.04), plan)
+    assert readout.decision == "ship"
+    assert any("6000 users, planned were 3000" in note for note in readout.notes)
+    exact = read_experiment(users(lift=0.04), plan.model_copy(update={"planned_users": 6000}))
+    assert not any("planned were" in note for note in exact.notes)
+
+
+def test_success_metrics_are_judged_by_holm():
+    rng = np.random.default_rng(8)
+    n = 4000
+    treated = np.arange(n) % 2 == 1
+    plan = ExperimentPlan(metric=tuple(Metric(name=m, kind="continuous", role="success") for m in "abc"))
+    noise = rng.standard_normal((3, n))
+    for rows in (treated, ~treated):
+        noise[:, rows] -= noise[:, rows].mean(axis=1, keepdims=True)
+    for shifts in ((0.120, 0.072, 0.065), (0.120, 0.065, 0.040), (0.070, 0.070, 0.070)):
+        frame = pd.DataFrame({"user_id": np.arange(n), "variant": np.where(treated, "treatment", "control")})
+        for name, row, shift in zip("abc", noise, shifts, strict=True):
+            frame[name] = row + shift * treated
+        table = read_experiment(frame, plan).table
+        expected = multipletests(table["pvalue"], 0.05, "holm")[0]
+        assert (table["status"] == "improved").tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(("treated", "passed"), [(5164, True), (5166, False)])  # chi-square 10.76 and 11.02; 10.83
+def test_the_sample_ratio_is_judged_at_one_in_a_thousand(treated, passed):
+    frame = pd.DataFrame({"user_id": np.arange(10_000), "subscription": np.arange(10_000) % 2})
+    frame["variant"] = np.where(np.arange(10_000) < treated, "treatment", "control")
+    check = read_experiment(frame, ExperimentPlan(metric=(SUBSCRIPTION,))).checks.iloc[0]
+    assert (check["check"], check["passed"]) == ("sample_ratio", passed)

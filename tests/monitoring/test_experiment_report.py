@@ -1,5 +1,6 @@
 """The read-out for people: complete, escaped, and without external resources."""
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 
@@ -88,6 +89,15 @@ def test_markdown_has_the_same_and_keeps_its_columns(readout_and_comparison):
     effects = [line for line in tables if line.startswith("| treatment") and "plan=" in line]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in effects}) == 1
     assert "## Quality checks" in text
+
+
+def test_a_line_break_in_a_segment_keeps_the_markdown_table_whole(readout_and_comparison):
+    readout, _ = readout_and_comparison
+    table = readout.table.assign(segment=readout.table["segment"].str.replace("plan=", "plan=\n"))
+    broken = dataclasses.replace(readout, table=table, reasons=["one\ntwo"])
+    lines = markdown(broken, "one").splitlines()
+    assert "- one two" in lines
+    assert len([x for x in lines if x.startswith("| treatment")]) == len(table)
 
 
 @pytest.mark.parametrize(

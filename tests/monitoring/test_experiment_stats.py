@@ -156,3 +156,9 @@ def test_alarm_is_tightest_near_the_planned_users(alpha):
     at = [alarm_z(alpha, n, 10_000) for n in (100, 10_000, 10_000_000)]
     assert critical_z(alpha) < at[1] < min(at[0], at[2])
     assert at[1] < 1.6 * critical_z(alpha) + 0.4
+
+
+def test_holm_judges_the_second_test_at_the_bound_for_those_still_open():
+    bounds = {m: critical_z(0.05 / (2 * m)) for m in (1, 2)}  # 1.960 and 2.241
+    assert holm(np.array([2.0, 3.0]), bounds).tolist() == [True, True]
+    assert holm(np.array([2.0, 2.1]), bounds).tolist() == [False, False]
