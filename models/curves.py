@@ -314,9 +314,10 @@ def _rate_influence(score: np.ndarray, effect: np.ndarray, target: str) -> tuple
 def _estimate(value: float, influence: np.ndarray, cluster: np.ndarray | None, alpha: float) -> Estimate:
     sums = influence if cluster is None else np.bincount(cluster, influence)
     se = float(np.sqrt((sums**2).sum() * len(sums) / max(len(sums) - 1, 1)) / len(influence))
+    if se == 0:  # nothing varies, so nothing is known of the error
+        return Estimate(float(value), se, np.nan, np.nan, 1.0)
     z = normal_quantile(alpha)
-    p = float(2 * ndtr(-abs(value) / se)) if se > 0 else 1.0
-    return Estimate(float(value), se, float(value - z * se), float(value + z * se), p)
+    return Estimate(float(value), se, float(value - z * se), float(value + z * se), float(2 * ndtr(-abs(value) / se)))
 
 
 def _sup_t(covariance: np.ndarray, alpha: float, seed: int) -> float:

@@ -142,10 +142,12 @@ def _check_duplicates(log: pd.DataFrame, cluster: str | None) -> None:
 
 def read_clusters(log: pd.DataFrame, cluster: str | None) -> np.ndarray | None:
     """Integer code of each row's cluster; None where every row is one of its own."""
-    if cluster is None or all_different(log[cluster]):
+    if cluster is None:
         return None
     if log[cluster].isna().any():
         raise DataError(f"{cluster} is missing in {int(log[cluster].isna().sum())} rows; every row needs its unit")
+    if all_different(log[cluster]):
+        return None
     return pd.factorize(log[cluster])[0]
 
 

@@ -25,6 +25,8 @@ from models.policy import Policy, SendAll, SendNone, Target, resolve
 from models.value_rows import COLUMNS, Part
 
 BASELINES = ("send_all", "send_none")
+# a mean weight further than FAR from 1 and beyond MAX_Z standard errors is a wrong column, not chance
+FAR, MAX_Z = 0.2, 5.0
 
 
 def evaluate(
@@ -72,11 +74,14 @@ def evaluate(
         or "diagnostic" (dm: no interval).
 
     Raises: DataError: see `models.decision_log.read_sample`; a policy of wrong shape or range; a policy that takes an
-        arm the log never took.
+        arm the log never took; propensities that cannot be those of the arms taken (`models.log_checks.check_log`
+        looks closer).
     """
     check_names(segments=segments, estimators=estimators, baselines=baselines)
     estimators, baselines = tuple(dict.fromkeys(estimators)), tuple(dict.fromkeys(baselines))
     sample, targets = prepare(log, policies, outcomes, arm, propensity, cluster, estimators, features, mu_hat, costs)
+    if cluster is not None:  # rows that are said to be independent may hide users who keep their arm
+        _check_weights(sample, propensity)
     parts = segment_rows(log, segments, sample.cluster)
     return evaluate_sample(sample, targets, outcomes, parts, estimators, baselines, alpha)[COLUMNS]
 
@@ -147,6 +152,28 @@ def prepare(
         predicted = arm_means(sample) if given is None else cross_fit(given, sample, [o.kind for o in outcomes])
         sample = Sample(**{**vars(sample), "mu_hat": predicted})
     return sample, targets
+
+
+def _check_weights(sample: Sample, propensity: str) -> None:
+    """Raise DataError where weights average far from 1: the column holds another probability than the arm's own.
+
+    Of several message arms only control is asked: the others need not be possible for every row.
+    """
+    weight = 1 / sample.propensity
+    n = len(sample)
+    mean = np.bincount(sample.arm, weight, minlength=2) / n
+    if not mean.all():
+        return
+    for arm in [a for a in range(2 if len(sample.costs) == 2 else 1) if abs(mean[a] - 1) > FAR]:
+        surplus = np.where(sample.arm == arm, weight, 0.0) - 1
+        total = surplus if sample.cluster is None else np.bincount(sample.cluster, surplus)
+        z = surplus.sum() / max(float(np.sqrt((total**2).sum())), 1e-12)
+        if abs(z) > MAX_Z:
+            raise DataError(
+                f"{propensity} does not fit the arms: rows of arm {arm} weighted by 1 / {propensity} make up "
+                f"{mean[arm]:.3g} of the log, expected 1 ({z:+.0f} standard errors); give the probability of the arm "
+                "each row got (of a message p, of control 1 - p), not that of the message"
+            )
 
 
 def _check_leaks(features: Sequence[str], later: Sequence[str]) -> None:

@@ -228,6 +228,8 @@ BAD = [
     ({}, {"segments": None}, "segments is a NoneType; expected a list of names"),
     ({}, {"baselines": [["a"]]}, r"baselines holds .*; expected names"),
     ({}, {"alpha": np.array([0.05, 0.1])}, r"alpha == array.*, must be in \(0, 1\)"),
+    ({"user_id": [None, *range(4999)]}, {}, "user_id is missing in 1 rows; every row needs its unit"),
+    ({"propensity": 0.9}, {}, r"propensity does not fit the arms: rows of arm .* \(of a message p, of control 1 - p\)"),
     ({}, {"cluster": ["user_id"]}, r"the log has no column \['user_id'\]"),
 ]
 
