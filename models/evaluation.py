@@ -20,13 +20,14 @@ from models.cells import Kinds
 from models.decision_log import Outcome, read_sample
 from models.estimators import ESTIMATORS, Sample, effect_scores
 from models.inputs import check_alpha, check_columns, check_names, read_features, read_levels
+from models.log_checks import cluster_sums
 from models.nuisance import arm_means, cross_fit
 from models.policy import Policy, SendAll, SendNone, Target, resolve
 from models.value_rows import COLUMNS, Part
 
 BASELINES = ("send_all", "send_none")
-# a mean weight further than FAR from 1 and beyond MAX_Z standard errors is a wrong column, not chance
-FAR, MAX_Z = 0.2, 5.0
+# a mean weight further than FAR from 1 and beyond FAR_Z standard errors is a wrong column, not chance
+FAR, FAR_Z = 0.2, 5.0
 
 
 def evaluate(
@@ -160,15 +161,14 @@ def _check_weights(sample: Sample, propensity: str) -> None:
     Of several message arms only control is asked: the others need not be possible for every row.
     """
     weight = 1 / sample.propensity
-    n = len(sample)
-    mean = np.bincount(sample.arm, weight, minlength=2) / n
+    mean = np.bincount(sample.arm, weight, minlength=2) / len(sample)
     if not mean.all():
         return
     for arm in [a for a in range(2 if len(sample.costs) == 2 else 1) if abs(mean[a] - 1) > FAR]:
         surplus = np.where(sample.arm == arm, weight, 0.0) - 1
-        total = surplus if sample.cluster is None else np.bincount(sample.cluster, surplus)
-        z = surplus.sum() / max(float(np.sqrt((total**2).sum())), 1e-12)
-        if abs(z) > MAX_Z:
+        total, square = cluster_sums(surplus[:, None], sample.cluster)
+        z = float(total[0]) / max(float(np.sqrt(square[0, 0])), 1e-12)
+        if abs(z) > FAR_Z:
             raise DataError(
                 f"{propensity} does not fit the arms: rows of arm {arm} weighted by 1 / {propensity} make up "
                 f"{mean[arm]:.3g} of the log, expected 1 ({z:+.0f} standard errors); give the probability of the arm "

@@ -160,7 +160,7 @@ def _all_probabilities(log: pd.DataFrame, propensities: str, arms: np.ndarray, p
 
 def _mean_check(check: str, observed: np.ndarray, expected: np.ndarray, codes: np.ndarray | None) -> Check:
     """Mean of observed - expected is 0 within MAX_Z clustered standard errors."""
-    total, product = _cluster_sums((observed - expected)[:, None], codes)
+    total, product = cluster_sums((observed - expected)[:, None], codes)
     se = float(np.sqrt(product[0, 0]))
     z = float(total[0]) / se if se > 0 else 0.0
     detail = f"{observed.mean():.5g}, expected {expected.mean():.5g} ({z:+.1f} standard errors)"
@@ -179,7 +179,7 @@ def _ratio_checks(
     rows: list[Check] = []
     for name, inside in parts:
         own = None if codes is None else codes[inside]
-        statistic, p_value = _wald(*_cluster_sums(surplus[inside], own))
+        statistic, p_value = _wald(*cluster_sums(surplus[inside], own))
         status = "fail" if p_value < FALSE_ALARM / len(parts) else "ok"
         off = surplus[inside].mean(axis=0)
         detail = f"share of message arms is off by {', '.join(f'{x:+.4f}' for x in off)} (p = {p_value:.2g})"
@@ -198,7 +198,7 @@ def _balance_check(
     if not names:
         return [f"covariate balance of arm {a}", "ok", 0.0, 0.0, 1.0, "no covariate varies"]
     contrast = ((arms == a) / p - (arms == 0) / p)[:, None] * x
-    statistic, p_value = _wald(*_cluster_sums(contrast, codes))
+    statistic, p_value = _wald(*cluster_sums(contrast, codes))
     smd = contrast.mean(axis=0)
     worst = int(np.abs(smd).argmax())
     detail = (
@@ -209,7 +209,7 @@ def _balance_check(
     return [f"covariate balance of arm {a}", status, statistic, float(len(names)), p_value, detail]
 
 
-def _cluster_sums(scores: np.ndarray, codes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+def cluster_sums(scores: np.ndarray, codes: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Sum of the scores and its covariance, rows of a cluster summed first."""
     total = scores.sum(axis=0)
     if codes is not None:
