@@ -5,7 +5,8 @@
     python benchmarks/uplift.py report                 # only writes docs/benchmarks.md from the csv
 
 Seeds, written here before any of them was run: SEEDS (200-203) where nothing else is said, SMALL_SEEDS (300-307) for
-5,000 users. Options, of the peers and of the intervals too, were chosen on seeds 0-5 and 12. Policy: value of messaging
+5,000 users, UNSEEN_SEEDS (400-407) for intervals once their constants stood. Options, of the peers and of the
+intervals too, were chosen on seeds 0-5 and 12. Policy: value of messaging
 where the predicted score is above 0, in percent of the oracle's. PEHE: root mean squared error of the score over its
 sd. EconML and causalml run from Pythons of their own, which $TACTFUL_ECONML_PYTHON and $TACTFUL_CAUSALML_PYTHON name.
 """
@@ -29,11 +30,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from benchmarks.uplift_hillstrom import run_hillstrom, run_hillstrom_arms
 from benchmarks.uplift_methods import ELSEWHERE, METHODS, coverage, spec_of, spent_elsewhere
+from benchmarks.uplift_parts import REDUCED
 from benchmarks.uplift_results import (
     NETWORK,
     RESULTS,
     accuracy_table,
     constant_table,
+    coverage_table,
     cpu_seconds,
     finished,
     fold_table,
@@ -46,7 +49,7 @@ from models.decision_log import Outcome
 from models.train import fit
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-SEEDS, SMALL_SEEDS = (200, 201, 202, 203), tuple(range(300, 308))
+SEEDS, SMALL_SEEDS, UNSEEN_SEEDS = (200, 201, 202, 203), tuple(range(300, 308)), tuple(range(400, 408))
 CELLS = [(kind, control) for kind in KINDS for control in (0.07, 0.5)]
 
 
@@ -107,7 +110,7 @@ def run(part: str, methods: list[str], seeds: tuple[int, ...], cells: list[tuple
                     continue
                 start = cpu_seconds()
                 coverage.clear()
-                policy, pehe = grade(METHODS[method](train, test), test)
+                policy, pehe = grade((METHODS | REDUCED)[method](train, test), test)
                 cpu = spent_elsewhere.pop(ELSEWHERE.get(method, ""), cpu_seconds() - start)
                 row = {"part": part, "kind": kind, "control": control, "seed": seed, "method": method}
                 row |= {"policy": round(policy, 2), "pehe": round(pehe, 4), "cpu": round(cpu, 1)}
@@ -143,7 +146,7 @@ PARTS: dict[str, tuple[str, Callable[[], None], Callable[[pd.DataFrame], str]]] 
         lambda: run(
             "rare",
             [NETWORK, "LightGBM S-learner", "linear T-learner"],
-            SEEDS[:2],
+            SEEDS,
             [(k, 0.07) for k in KINDS],
             40_000,
             rare=0.005,
@@ -170,6 +173,11 @@ PARTS: dict[str, tuple[str, Callable[[], None], Callable[[pd.DataFrame], str]]] 
         run_hillstrom_arms,
         fold_table,
     ),
+    "parts": (
+        "What each part is worth, 40,000 users: the network less the same without that part",
+        lambda: run("parts", list(REDUCED), SEEDS[:2], CELLS, 40_000),
+        peers_table,
+    ),
     "elsewhere": (
         "EconML and causalml on the weighted value, 40,000 users: the worlds and seeds of the first table",
         lambda: run("elsewhere", list(ELSEWHERE), SEEDS, CELLS, 40_000),
@@ -180,6 +188,21 @@ PARTS: dict[str, tuple[str, Callable[[], None], Callable[[pd.DataFrame], str]]] 
         lambda: run("large", [NETWORK], SEEDS[:1], [(k, 0.1) for k in KINDS], 1_000_000),
         constant_table,
     ),
+    "intervals": (
+        "Intervals on worlds never used before: coverage at a nominal 90%, 40,000 users",
+        lambda: run("intervals", [NETWORK], UNSEEN_SEEDS[:4], CELLS, 40_000),
+        coverage_table,
+    ),
+    "intervals small": (
+        "Intervals on worlds never used before: 5,000 users, 10% control",
+        lambda: run("intervals small", [NETWORK], UNSEEN_SEEDS, [(k, 0.1) for k in KINDS], 5_000),
+        coverage_table,
+    ),
+    "intervals large": (
+        "Intervals on worlds never used before: 1,000,000 users, 10% control",
+        lambda: run("intervals large", [NETWORK], UNSEEN_SEEDS[:1], [("smooth", 0.1)], 1_000_000),
+        coverage_table,
+    ),
 }
 
 
@@ -188,8 +211,9 @@ def report() -> None:
     results = pd.read_csv(RESULTS, dtype={"seed": str})
     parts, network = [], results.method == NETWORK
     for name, (title, _, table) in PARTS.items():
-        # the network's rows stand beside those of EconML and causalml, which have its worlds and seeds
-        rows = results[(results.part == name) | (name == "elsewhere") & (results.part == "accuracy") & network]
+        # the network's rows stand beside those of other parts that have its worlds and seeds
+        theirs = (results.part == "accuracy") & network & (name in ("elsewhere", "parts"))
+        rows = results[(results.part == name) | theirs]
         if (results.part == name).any():
             seeds = ", ".join(str(seed) for seed in sorted(rows.seed.unique()))
             which = "Repeat.fold" if name.startswith("hillstrom") else "Seeds"
@@ -202,7 +226,7 @@ def report() -> None:
     page = PAGE.read_text(encoding="utf-8") if PAGE.exists() else "# Benchmarks\n"
     before, _, rest = page.partition("<!-- uplift -->")
     after = rest.partition("<!-- /uplift -->")[2]
-    PAGE.write_text(f"{before.rstrip()}\n\n{body}\n{after}", encoding="utf-8")
+    PAGE.write_text(f"{before.rstrip()}\n\n{body}\n\n{after.lstrip()}", encoding="utf-8")
     print(body)
 
 

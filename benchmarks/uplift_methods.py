@@ -136,7 +136,6 @@ def elsewhere(learner: str) -> Method:
 
 METHODS: dict[str, Method] = {
     NETWORK: network,
-    "network without rules": ours(fit, rules=0),
     "plain network": plain_network,
     "separate networks": separate_models,
     "linear T-learner": ours(fit_linear_t),

@@ -92,6 +92,17 @@ def constant_table(results: pd.DataFrame) -> str:
     return "\n".join(lines + coverage_lines(results))
 
 
+def coverage_table(results: pd.DataFrame) -> str:
+    """Share of users whose true score the interval holds, by world: mean over seeds, and the lowest and highest."""
+    lines = ["| world | coverage | lowest, highest seed | policy, % of oracle | PEHE | CPU-s |", "|---" * 6 + "|"]
+    for (kind, control), rows in results.groupby(["kind", "control"], sort=False):
+        held = rows.coverage
+        shown = f"{mean_and_error(held, 3)} | {held.min():.2f}, {held.max():.2f} | {mean_and_error(rows.policy)}"
+        lines.append(f"| {kind} {control:.0%} | {shown} | {rows.pehe.mean():.3f} | {rows.cpu.median():.1f} |")
+    mean = results.groupby(["kind", "control"]).coverage.mean().mean()
+    return "\n".join([*lines, "", f"Coverage, mean of these {mean:.3f}."])
+
+
 def paired_table(results: pd.DataFrame, one: str, other: str) -> str:
     """Policy of two methods, and the paired difference."""
     wide = results.pivot_table(index=["kind", "control", "seed"], columns="method", values="policy").dropna()

@@ -24,8 +24,9 @@ from feature_repo.store import FeatureSchema, feature_schema, open_store
 from models.certification import Guardrail
 from models.choice import SHARES, Choice, choose_policy
 from models.decision_log import Outcome
+from models.drivers import drivers
 from models.evaluation import evaluate
-from models.explain import drivers, explain
+from models.explain import explain
 from models.forward import NumpyModel
 from models.frame import read_decisions, training_frame
 from models.log_checks import check_log, require_valid

@@ -68,15 +68,7 @@ def optimise(
     counts = np.bincount(rows.arm, minlength=len(spec.arms)) * (n / len(rows.arm))
     average = rows.outcome.mean(axis=0, dtype=np.float64)
     with one_thread():
-        net = UpliftNet(
-            rows.inputs.dense.shape[1],
-            start["rules.mask"],
-            _shares(rows.inputs.rules, start),
-            base(rows.outcome, rows.arm, len(spec.arms), binary),
-            rng,
-        )
-        if "head.weight" in start:
-            net.load(start)
+        net = _network(rows, start, base(rows.outcome, rows.arm, len(spec.arms), binary), rng)
         loss = _loss(net, counts, average, binary, start)
         batch = int(np.clip(n // STEPS_PER_EPOCH, SMALLEST_BATCH, spec.batch_rows))
         steps = spec.epochs * math.ceil(n / batch)
@@ -88,6 +80,14 @@ def optimise(
             if progress is not None:
                 progress(min(done, steps), steps)
         return net.tensors()
+
+
+def _network(rows: TrainingRows, start: Tensors, bias: np.ndarray, rng: np.random.Generator) -> UpliftNet:
+    """Everybody average, or with the weights that `start` has."""
+    net = UpliftNet(rows.inputs.dense.shape[1], start["rules.mask"], _shares(rows.inputs.rules, start), bias, rng)
+    if "head.weight" in start:
+        net.load(start)
+    return net
 
 
 def shuffled(

@@ -66,7 +66,12 @@ def training_report(
             _gain_section(held_out, effect),
             _segment_section(values, held_out, effect),
             _calibration_section(held_out, effect),
-            certainty_section(held_out["score"].to_numpy(), _best(campaign, mu_hat[rows]), half_width),
+            certainty_section(
+                held_out["score"].to_numpy(),
+                _best(campaign, mu_hat[rows]),
+                half_width,
+                n_train=int((frame["split"] == "train").sum()),
+            ),
             _outcomes_section(campaign, values),
             _drivers_section(drivers),
             candidates_section(choice),

@@ -10,8 +10,9 @@ import pytest
 from benchmarks.worlds import KINDS, OUTCOMES, make_world
 from campaign import ModelError
 from models.decision_log import Outcome
+from models.drivers import drivers
 from models.encode import allowed_codes, code_counts, codes, dense_owner, encode
-from models.explain import BACKGROUND, background, drivers, explain
+from models.explain import BACKGROUND, background, explain
 from models.forward import NumpyModel
 from models.predictions import scores
 from models.spec import FitSpec, columns_of

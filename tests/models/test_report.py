@@ -156,12 +156,13 @@ def test_own_cut_is_taken_whatever_the_guardrails_say_within_the_budget():
 
 def test_certainty_section_counts_users_on_either_side_and_within():
     score, best = np.array([0.5, 0.1, -0.1, -0.5, 0.25]), np.array([0, 0, 0, 0, 1])
-    text = certainty_section(score, best, half=np.array([0.3, 0.2])).tables[0]
-    assert [int(share) for share in re.findall(r"(\d+)%", text)] == [40, 20, 40]
+    section = certainty_section(score, best, half=np.array([0.3, 0.2]), n_train=12_345)
+    assert [int(share) for share in re.findall(r"(\d+)%", section.tables[0])] == [40, 20, 40]
+    assert "12,345 decisions were at hand" in section.note
 
 
 def test_coverage_told_in_the_report_is_the_one_measured():
     page = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     told = re.findall(r"0?(\.\d{3})", COVERAGE)
-    assert told
+    assert len(told) == 2
     assert all(f"mean of these 0{share}" in page for share in told)

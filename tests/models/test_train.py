@@ -145,8 +145,10 @@ def test_numpy_forward_equals_torch_forward(fitted):
     net.load(tensors)
     with torch.no_grad():
         logits = net(torch.from_numpy(inputs.dense), torch.from_numpy(unpack(inputs.rules, tensors))).double().numpy()
-    columns = columns_of(make_frame(500, seed=5), FEATURES)
-    assert np.abs(1 / (1 + np.exp(-logits[..., 0])) - model.members(columns)[..., 0]).max() < 1e-6
+    visit, spend = np.moveaxis(model.members(columns_of(make_frame(500, seed=5), FEATURES)), -1, 0)
+    assert np.abs(1 / (1 + np.exp(-logits[..., 0])) - visit).max() < 1e-6
+    # of spend in standard deviations, the unit that the network works in
+    assert np.abs(logits[..., 1] - (spend - tensors["outcome.mean"][1]) / tensors["outcome.scale"][1]).max() < 1e-6
 
 
 @settings(max_examples=15, deadline=None)
@@ -162,6 +164,24 @@ def test_predict_row_order_and_padding_do_not_matter(fitted, order, padding):
 @pytest.mark.parametrize("n", [0, 1])
 def test_predict_empty_and_one_row(fitted, n):
     assert fitted.predict(make_frame(10)[:n]).shape == (n, 3, 2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"x": "float32", "same": "int8"},
+        {"x": "Float64", "z": "Float64", "same": "Int64"},
+        {"gone": "object", "same": "bool"},
+        {"plan": "category"},
+        {"plan": "string"},
+    ],
+)
+def test_predict_types_of_columns_do_not_matter(fitted, changes):
+    test = make_frame(40, seed=7)
+    test["x"] = test["x"].astype(np.float32).astype(np.float64)
+    mu_hat = fitted.predict(test.astype(changes))
+    assert mu_hat.dtype == np.float64
+    assert np.array_equal(mu_hat, fitted.predict(test))
 
 
 def test_predict_unseen_level_missing_and_infinite_values(fitted):

@@ -57,8 +57,11 @@ def test_intervals_cover_about_nine_tenths_of_true_scores_on_small_worlds():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-def test_network_full_size_policy_and_interval_coverage(kind):
-    policy, constant, _, covered = grade(kind, 40_000, 0.07, seed=12)
-    assert policy > constant - 0.01
-    assert 0.8 <= covered <= 0.99
+def test_network_full_size_policy_and_interval_coverage():
+    graded = [grade(kind, 40_000, 0.07, seed) for kind in KINDS for seed in (12, 14)]
+    assert all(policy > constant - 0.01 for policy, constant, _, _ in graded)
+    # coverage is of one world's users, whose errors are alike: single worlds have a standard deviation of .07
+    # (docs/benchmarks.md, 24 of them), so that one may lie anywhere above .7 and the mean of six has an error of .03
+    covered = np.array([share for *_, share in graded])
+    assert 0.8 <= covered.mean() <= 0.95
+    assert covered.min() >= 0.7
