@@ -241,7 +241,9 @@ def read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CampaignError(f"{file}: no such file; expected a TOML file there") from None
+        raise CampaignError(f"{file}: no such file; put it there, or name another") from None
+    except (IsADirectoryError, NotADirectoryError):
+        raise CampaignError(f"{file}: is a folder, or lies in a file; name a TOML file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CampaignError(f"{file}: not valid TOML: {error}") from None
 

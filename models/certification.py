@@ -128,7 +128,9 @@ def _constraint(effect: dict[str, Any], guardrail: Guardrail, alpha: float, wald
     """
     margin = guardrail.margin_in(effect["segment"])
     lower = 0.0 if effect["status"] == "identical" else effect["ci_lower"]
-    detectable = (normal_quantile(2 * alpha) + normal_quantile(2 * (1 - POWER))) * effect["se"]
+    # the exact bound on few events is wider than their standard error says
+    width = max(normal_quantile(2 * alpha) * effect["se"], effect["value"] - lower)
+    detectable = width * (1 + normal_quantile(2 * (1 - POWER)) / normal_quantile(2 * alpha))
     status = "pass" if lower >= -margin else "fail"
     if status == "fail" and not effect["value"] < -margin and not detectable <= margin:
         status = "underpowered"

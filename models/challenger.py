@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -55,12 +55,14 @@ class Challenger:
             (recent rows with predictions that did not see them).
         choice: threshold, and every constraint it passed.
         values: `evaluate` on the `evaluate` users.
+        advice: where nothing was certified, what stood against it and what would help.
     """
 
     tag: str
     folder: Path
     choice: Choice
     values: pd.DataFrame
+    advice: Sequence[str] = ()
 
     def summary(self) -> dict[str, Any]:
         """What a machine reads."""
@@ -70,12 +72,13 @@ class Challenger:
             "report": str(self.folder / "report.html"),
             "threshold": min(self.choice.threshold, SEND_NOTHING),
             "reason": self.choice.reason,
+            "advice": list(self.advice),
             "values": json.loads(weighted.to_json(orient="records")),
         }
 
     def text(self) -> str:
         """What a person reads."""
-        lines = [f"challenger: {self.tag}", self.choice.reason, "", values_text(self.values), ""]
+        lines = [f"challenger: {self.tag}", self.choice.reason, *self.advice, "", values_text(self.values), ""]
         return "\n".join([*lines, f"report: {self.folder / 'report.html'}"])
 
 
@@ -137,6 +140,7 @@ def fit_and_report(
     page: bool = True,
 ) -> Challenger:
     """`train_challenger` from a frame that is already there (columns of `training_frame`, and `split`)."""
+    from models.method import shortfall
     from models.report import training_report
     from models.starts import fit_starts, keep_network, of_the_change
 
@@ -177,7 +181,7 @@ def fit_and_report(
         half_width = fitted.model.half_width()[:, -1]
         html = training_report(campaign, tag, predicted, mu_hat, choice, values, checks, told, half_width)
         write_text(report / "report.html", html)
-    return Challenger(tag, report, choice, values)
+    return Challenger(tag, report, choice, values, shortfall(campaign, choice))
 
 
 def score_drivers(model: NumpyModel, frame: pd.DataFrame, seed: int) -> pd.DataFrame:

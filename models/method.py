@@ -43,6 +43,30 @@ def guardrail_points(campaign: Campaign, choice: Choice) -> list[str]:
     return told
 
 
+def shortfall(campaign: Campaign, choice: Choice) -> list[str]:
+    """Where nothing was certified: each constraint that stood against the smallest policy, and what would help."""
+    if np.isfinite(choice.threshold):
+        return []
+    told = []
+    for row in deciding_constraints(choice).query("status != 'pass'").to_dict("records"):
+        show, where = _units(campaign, row["constraint"]), row["segment"] or "everybody"
+        worst, allowed = show(row["lower_bound"]), show(-row["margin"])
+        change = f"changes by {show(row['estimate'])}, at worst {worst} (95%), allowed {allowed}"
+        said = f"{row['constraint']} of {where} {change}"
+        key = "a wider segment_margin, fewer and larger segments" if row["segment"] else "a wider margin"
+        more = (row["min_detectable_margin"] / row["margin"]) ** 2
+        if row["status"] == "fail":
+            told.append(f"Harm is not excluded: {said}. See whom in the report; change the message, or {key}.")
+        elif more > 1:
+            told.append(
+                f"Too few decisions to tell: {said}. A message that harms nobody would pass with about {more:.1f} "
+                f"times as many (more users, or more weeks); or set {key} in campaign.toml."
+            )
+        else:
+            told.append(f"Too few events to tell: {said}, but fewer than 10 events show it. Wait for more decisions.")
+    return told
+
+
 def guardrail_section(campaign: Campaign, choice: Choice) -> Section:
     """Every constraint of the candidate that was chosen, or of the one that failed."""
     rows, lines = deciding_constraints(choice), []

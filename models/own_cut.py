@@ -55,7 +55,7 @@ def reason(candidates: pd.DataFrame, own: int | None, nobody: bool, best: dict[s
     if candidates.empty:
         return "nothing to certify: no threshold messages anybody within the budget; send no messages"
     if own is None:
-        return "nothing certified: the smallest candidate already fails a guardrail (see the table); send no messages"
+        return "nothing certified: the smallest candidate already fails a guardrail; send no messages"
     start, certified = candidates.loc[own], int((candidates["status"] == "certified").sum())
     cut = "the score's own cut" if start["threshold"] == 0 else "the certified cut nearest to the score's own (0)"
     if nobody:

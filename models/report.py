@@ -19,6 +19,7 @@ from models.method import (
     facts,
     guardrail_points,
     guardrail_section,
+    shortfall,
 )
 from models.page import Section, render_page, table_html
 from models.predictions import scores
@@ -115,7 +116,8 @@ def _points(campaign: Campaign, values: pd.DataFrame, choice: Choice) -> list[st
                 f"{gain['ci_lower']:+.3f} to {gain['ci_upper']:+.3f}), {1000 * gain['value']:+,.0f} EUR per 1,000 users"
                 + ("." if significant else ": not significantly different.")
             )
-    return [*told, *guardrail_points(campaign, choice), f"Why, on the users of the select split: {choice.reason}."]
+    why = f"Why, on the users of the select split: {choice.reason}."
+    return [*told, *guardrail_points(campaign, choice), why, *shortfall(campaign, choice)]
 
 
 def _values_section(values: pd.DataFrame) -> Section:

@@ -108,7 +108,11 @@ def judge(
         against["champion"] = replace(against["champion"], power=float(power))
     guards = _guardrails(frame, scores, user, campaign)
     calibration = _calibration(frame, campaign)
-    return _verdict(against, guards, calibration)
+    verdict = _verdict(against, guards, calibration)
+    if verdict.verdict == "keep" and not policies["challenger"].any():
+        why = "it sends no messages: training certified no threshold; its report says why"
+        return replace(verdict, reasons=(why, *verdict.reasons))
+    return verdict
 
 
 def _check(policies: Mapping[str, np.ndarray], mu_hat: np.ndarray, shape: tuple[int, int, int]) -> None:

@@ -51,7 +51,8 @@ class Promotion:
             return f"{self.tag}: is the champion already"
         said = "gate skipped" if self.gate is None else f"gate: {self.gate.verdict}"
         reasons = [f"  - {reason}" for reason in self.gate.reasons] if self.gate else []
-        return "\n".join([f"{self.tag}: {said}", *reasons, f"champion: {self.champion or 'none'}"])
+        champion = self.champion or f"none; `tactful promote {self.tag} --force` would make it so all the same"
+        return "\n".join([f"{self.tag}: {said}", *reasons, f"champion: {champion}"])
 
 
 @contextmanager

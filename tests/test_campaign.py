@@ -56,8 +56,10 @@ def test_load_campaign_lists_every_problem_at_once(tmp_path):
 
 
 def test_load_campaign_missing_file(tmp_path):
-    with pytest.raises(CampaignError, match="no such file"):
+    with pytest.raises(CampaignError, match="no such file; put it there"):
         load_campaign(tmp_path / "nowhere.toml")
+    with pytest.raises(CampaignError, match="is a folder, or lies in a file; name a TOML file"):
+        load_campaign(tmp_path)
 
 
 def test_campaign_hash_ignores_comments_and_order_but_not_values(tmp_path):

@@ -39,7 +39,7 @@ def tactful(folder, *words, **environ):
         ("promote", "no challenger to promote; run `tactful train`"),
         ("rollback", "nothing to roll back to"),
         ("retrain", "no weekly decision yet; run `tactful monitor`"),
-        ("fit nothing.csv --spec nothing.toml --out model", "nothing.toml: no such file; expected a TOML file there"),
+        ("fit nothing.csv --spec nothing.toml --out model", "nothing.toml: no such file; put it there, or name"),
     ],
 )
 def test_command_without_its_inputs(tmp_path, words, message):

@@ -4,7 +4,7 @@ import pytest
 from known_truth import guarded_log
 
 from models import Guardrail, Outcome, SendNone, Threshold, choose_policy, evaluate
-from models.certification import candidate_thresholds
+from models.certification import _constraint, candidate_thresholds
 from models.choice import SHARES
 
 OUTCOMES = [Outcome("y", "binary", 10.0), Outcome("kept", "binary", 0.0)]
@@ -107,6 +107,16 @@ def test_choose_policy_calls_small_data_underpowered():
     assert last["status"] == "underpowered"
     assert last["min_detectable_margin"] > 0.002
     assert 0 < last["n_eff"] < 600
+
+
+def test_few_events_are_underpowered_not_a_failure():
+    """Of a segment's 30 messaged users one has the event: the exact bound lies far below the estimate."""
+    effect = {"segment": "plan=trial", "status": "ok", "value": -0.01, "se": 0.011, "ci_lower": -0.08, "n_eff": 1.0}
+    *_, detectable, status = _constraint(effect, Guardrail("kept", 0.02, 0.06), 0.05, wald=False)
+    assert status == "underpowered"
+    assert detectable == pytest.approx(0.07 * (1.6449 + 0.8416) / 1.6449, rel=1e-3)
+    *_, detectable, status = _constraint(effect | {"value": -0.07}, Guardrail("kept", 0.02, 0.06), 0.05, wald=False)
+    assert status == "fail"
 
 
 def test_choose_policy_certifies_no_mean_on_a_handful_of_events():

@@ -1,6 +1,7 @@
 """The training report on a small world with known effects: what it says must be what was measured."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from campaign import load_campaign
 from models.challenger import choose_and_evaluate
 from models.definitions import DEFINITIONS
 from models.log_checks import check_log
-from models.method import COVERAGE, certainty_section, deciding_constraints
+from models.method import COVERAGE, certainty_section, deciding_constraints, shortfall
 from models.predictions import prediction_columns
 from models.report import training_report, weighted_rows
 from models.splits import split_of
@@ -138,6 +139,24 @@ def test_report_of_a_policy_that_is_not_certified_says_do_not_send():
     assert "Gain over sending it to nobody" not in seen
     assert "Guardrails of the smallest policy, which ended the test" in seen
     assert re.search(r"The sequence ended at retention, [^:]*: (fail|underpowered)", seen)
+    assert "Too few decisions to tell: retention of everybody changes by" in seen
+    assert re.search(r"would pass with about [\d,.]+ times as many", seen)
+
+
+def test_shortfall_says_how_many_decisions_a_harmless_message_needs(made):
+    """Detectable 3 points where 1 is allowed: nine times the decisions. A likely harm is said to be one."""
+    _, choice, _ = made
+    assert shortfall(CAMPAIGN, choice) == []
+    row = choice.table.iloc[:1].assign(segment="plan=trial", margin=0.01, min_detectable_margin=0.03, lower_bound=-0.02)
+    nothing = replace(choice, threshold=np.inf, table=row.assign(status="underpowered"))
+    (told,) = shortfall(CAMPAIGN, nothing)
+    assert "retention of plan=trial" in told
+    assert "about 9.0 times as many" in told
+    assert "set a wider segment_margin" in told
+    (told,) = shortfall(CAMPAIGN, replace(nothing, table=row.assign(status="fail")))
+    assert told.startswith("Harm is not excluded")
+    (told,) = shortfall(CAMPAIGN, replace(nothing, table=row.assign(status="underpowered", margin=0.05)))
+    assert told.startswith("Too few events")
 
 
 def test_own_cut_is_taken_whatever_the_guardrails_say_within_the_budget():

@@ -51,6 +51,16 @@ def test_judge_without_a_champion_asks_for_better_than_nothing(frame):
     assert judge(frame, {"challenger": 1 - arm}, mu_hat(frame), SETUP).verdict == "keep"
 
 
+def test_judge_says_that_a_challenger_sends_nothing(frame):
+    """Where the champion does measurable harm it is no reason to keep that: a person is asked."""
+    arm = policies(frame)["challenger"]
+    verdict = judge(frame, {"challenger": np.zeros_like(arm)}, mu_hat(frame), SETUP)
+    assert verdict.verdict == "keep"
+    assert "sends no messages" in verdict.reasons[0]
+    rival = {"challenger": np.zeros_like(arm), "champion": 1 - arm}
+    assert judge(frame, rival, mu_hat(frame), SETUP).verdict == "needs_a_person"
+
+
 def test_judge_paired_difference_equals_evaluate(frame):
     arms, mu = policies(frame), mu_hat(frame)
     found = next(c for c in judge(frame, arms, mu, SETUP).table if c.name == "send_none" and c.outcome == "weighted")
