@@ -85,10 +85,10 @@ def draw(rng: np.random.Generator, n: int, effects: Effects = Effects(), control
     )
 
 
-def rate_and_se(hits: int, n: int) -> tuple[float, float]:
-    """A share and its Monte-Carlo standard error (not 0 at a share of 0)."""
+def rate(hits: float, n: int, digits: int = 3) -> str:
+    """A share of n and its Monte-Carlo standard error (not 0 at a share of 0)."""
     share = hits / n
-    return share, math.sqrt(max(share, 1 / n) * (1 - share) / n)
+    return f"{share:.{digits}f} (SE {math.sqrt(max(share, 1 / n) * (1 - share) / n):.{digits}f})"
 
 
 def read_at_looks(frame: pd.DataFrame, plan: ExperimentPlan) -> list[Readout]:
@@ -111,6 +111,23 @@ def decisions(n_experiments: int, n: int, plan: ExperimentPlan, effects: Effects
     return counts
 
 
+def reread(n_experiments: int, n: int, seed: int, readings: int = 10, *, days: bool) -> tuple[int, int]:
+    """A/A experiments of n planned users, read at their end and on, up to twice as many users.
+
+    Returns: experiments that ship at the end; at the end or at any later reading. With `days`, 300 users enter a day
+    and the table says when, as a live experiment does; without, nothing tells who was first.
+    """
+    rng, plan = np.random.default_rng(seed), ExperimentPlan(metric=(SUBSCRIPTION,), planned_users=n)
+    first, ever = 0, 0
+    for _ in range(n_experiments):
+        frame = draw(rng, 2 * n)
+        frame = frame.assign(day=frame.index // 300) if days else frame
+        users = np.linspace(n, 2 * n, readings + 1).astype(int)
+        shipped = [read_experiment(frame.iloc[:k], plan).decision == "ship" for k in users]
+        first, ever = first + shipped[0], ever + any(shipped)
+    return first, ever
+
+
 def planned(effects: Effects, looks: int, seed: int) -> tuple[ExperimentPlan, float]:
     """The plan for a candidate with these effects, from the outcomes of 50,000 users; and the promised probability."""
     history = draw(np.random.default_rng(seed), 50_000).assign(variant="control")
@@ -120,8 +137,8 @@ def planned(effects: Effects, looks: int, seed: int) -> tuple[ExperimentPlan, fl
     return report.plan, report.ship_probability
 
 
-def srm_alarms(n_experiments: int, seed: int) -> dict[str, float]:
-    """Share of healthy experiments in which each sample-ratio check fails at p < 0.05."""
+def srm_alarms(n_experiments: int, seed: int) -> dict[str, int]:
+    """Healthy experiments in which each sample-ratio check fails at p < 0.05."""
     rng = np.random.default_rng(seed)
     plan = GUARDED.model_copy(update={"srm_p": 0.05})
     failed: dict[str, int] = {"overall": 0, "by day": 0, "by segment": 0}
@@ -130,13 +147,23 @@ def srm_alarms(n_experiments: int, seed: int) -> dict[str, float]:
         checks = read_experiment(frame.assign(day=np.arange(2000) * 7 // 2000), plan).checks
         for name, passed in zip(("overall", "by day", "by segment"), checks["passed"], strict=True):
             failed[name] += not passed
-    return {name: hits / n_experiments for name, hits in failed.items()}
+    return failed
 
 
-def srm_nominal(draws: int, seed: int) -> float:
-    """Share of healthy experiments with an overall alarm at the default p < 0.001."""
+def srm_nominal(draws: int, seed: int) -> int:
+    """Healthy experiments with an overall alarm at the default p < 0.001."""
     treated = np.random.default_rng(seed).binomial(20_000, 0.5, draws)
-    return float(np.mean(sample_ratio_p(np.column_stack([20_000 - treated, treated]), np.array([0.5, 0.5])) < 0.001))
+    return int(np.sum(sample_ratio_p(np.column_stack([20_000 - treated, treated]), np.array([0.5, 0.5])) < 0.001))
+
+
+def untriggered_alarms(n_experiments: int, n: int, outside: float, seed: int) -> int:
+    """Experiments whose trigger (30% of users) fails its check when subscription also moves by `outside` elsewhere."""
+    rng = np.random.default_rng(seed)
+    plan, failed = ExperimentPlan(metric=(SUBSCRIPTION, LISTENING, RETENTION), trigger="differs"), 0
+    for _ in range(n_experiments):
+        frame = draw(rng, n, Effects(subscription=outside)).assign(differs=rng.random(n) < 0.3)
+        failed += not read_experiment(frame, plan).checks.set_index("check").loc["untriggered", "passed"]
+    return failed
 
 
 def triggered_agreement(n_experiments: int, n: int, seed: int) -> dict[str, float]:
@@ -158,8 +185,8 @@ def triggered_agreement(n_experiments: int, n: int, seed: int) -> dict[str, floa
         "difference": float(gap.mean()),
         "difference_se": float(gap.std(ddof=1) / math.sqrt(n_experiments)),
         "width_ratio": float(np.mean((values[:, 1, 2] - values[:, 1, 1]) / (values[:, 0, 2] - values[:, 0, 1]))),
-        "coverage_plain": float(np.mean((values[:, 0, 1] <= truth) & (truth <= values[:, 0, 2]))),
-        "coverage_triggered": float(np.mean((values[:, 1, 1] <= truth) & (truth <= values[:, 1, 2]))),
+        "covered_plain": float(np.sum((values[:, 0, 1] <= truth) & (truth <= values[:, 0, 2]))),
+        "covered_triggered": float(np.sum((values[:, 1, 1] <= truth) & (truth <= values[:, 1, 2]))),
     }
 
 
@@ -291,25 +318,29 @@ def rehearsed_forecasts() -> list[Row]:
     compared = pd.concat([pd.read_csv(kept / f"{seed}.csv") for seed in seeds])
     rows = []
     for metric, part in [*compared.groupby("metric"), ("all metrics", compared)]:
-        share, _ = rate_and_se(int(part["covered"].sum()), len(part))
-        se = part.groupby("seed")["covered"].mean().std(ddof=1) / math.sqrt(REHEARSED)
+        share, se = part["covered"].mean(), part.groupby("seed")["covered"].mean().std(ddof=1) / math.sqrt(REHEARSED)
         what = f"95% interval of live minus forecast covers 0, {metric}, {REHEARSED} experiments of 4,000 users"
         rows.append((what, ".95 +- .02", f"{share:.3f} (SE {se:.3f})"))
     inside = (compared["live_lower"] <= compared["truth"]) & (compared["truth"] <= compared["live_upper"])
-    rows.append(("95% live interval covers the true effect, all metrics", ".95", f"{inside.mean():.3f}"))
+    rows.append(("95% live interval covers the true effect, all metrics", ".95", rate(inside.sum(), len(inside))))
     return rows
 
 
 def told(what: str, target: str, counts: dict[str, int], decision: str = "ship") -> Row:
     """A row with the share of one decision."""
-    share, se = rate_and_se(counts[decision], sum(counts.values()))
-    return (f"{what}: {decision}", target, f"{share:.3f} (SE {se:.3f})")
+    return (f"{what}: {decision}", target, rate(counts[decision], sum(counts.values())))
 
 
 def no_effect() -> list[Row]:
     """A/A experiments: how often they ship or alarm."""
     one_metric, five_looks = ExperimentPlan(metric=(SUBSCRIPTION,)), {"looks": 5}
     aa = "A/A, 1,000 experiments of 4,000 users, one success metric"
+    on = "read at the end and 10 times past it, up to 8,000 users"
+    rows = []
+    for days, how in ((True, "day of entry in the table"), (False, "no days")):
+        first, ever = reread(1000, 4000, 21, days=days)
+        rows.append((f"{aa}, {on}, {how}: ship at the end", "<= .05 (.025 planned)", rate(first, 1000)))
+        rows.append((f"{aa}, {on}, {how}: ship at any reading", "<= .05", rate(ever, 1000)))
     return [
         told(f"{aa}, 1 look", "<= .05 (.025 planned)", decisions(1000, 4000, one_metric, Effects(), 11)),
         told(
@@ -323,20 +354,20 @@ def no_effect() -> list[Row]:
             decisions(500, 4000, GUARDED.model_copy(update=five_looks), Effects(), 13),
             "rollback",
         ),
+        *rows,
     ]
 
 
 def sample_ratios() -> list[Row]:
     """Alarms of the sample-ratio checks when nothing is wrong."""
-    nominal = srm_nominal(200_000, 14)
-    rows = [("alarm at p < .001, overall, 200,000 draws", ".001", f"{nominal:.5f} (SE .00007)")]
+    rows = [("alarm at p < .001, overall, 200,000 draws", ".001", rate(srm_nominal(200_000, 14), 200_000, 5))]
     treated = np.random.default_rng(14).binomial(200, 0.1, (20_000, 30))
     days = sample_ratio_p(np.column_stack([200 - treated.ravel(), treated.ravel()]), np.array([0.9, 0.1]))
-    by_day = float((days.reshape(20_000, 30).min(axis=1) < 0.001 / 30).mean())
+    by_day = int((days.reshape(20_000, 30).min(axis=1) < 0.001 / 30).sum())
     what = "alarm at p < .001, 30 days of 200 users, 10% treated, 20,000 draws"
-    rows.append((what, "<= .001", f"{by_day:.5f} (SE .0002)"))
-    for name, rate in srm_alarms(2000, 15).items():
-        rows.append((f"alarm at p < .05, {name}, 2,000 experiments", ".05", f"{rate:.3f} (SE .005)"))
+    rows.append((what, "<= .001", rate(by_day, 20_000, 5)))
+    for name, failed in srm_alarms(2000, 15).items():
+        rows.append((f"alarm at p < .05, {name}, 2,000 experiments", ".05", rate(failed, 2000)))
     return rows
 
 
@@ -361,13 +392,15 @@ def triggered_analysis() -> list[Row]:
     """Triggered against untriggered analysis."""
     n = 2000
     found = triggered_agreement(n, 8000, 18)
-    se = rate_and_se(round(0.95 * n), n)[1]
     difference = f"{found['difference']:+.6f} (SE {found['difference_se']:.6f})"
-    coverage = f"{found['coverage_plain']:.3f} / {found['coverage_triggered']:.3f} (SE {se:.3f})"
+    coverage = " / ".join(rate(found[key], n) for key in ("covered_plain", "covered_triggered"))
+    outside = "check of effects outside the trigger fails, 70% of 8,000 users outside, 500 experiments"
     return [
         (f"triggered minus untriggered effect (truth .009), 30% differ, {n:,} experiments", "0 +- 2 SE", difference),
         ("width, triggered over untriggered", "< 1; .59 by theory", f"{found['width_ratio']:.3f}"),
         ("95% coverage of the true effect, untriggered / triggered", ".95", coverage),
+        (f"{outside}, nothing there", ".01", rate(untriggered_alarms(500, 8000, 0.0, 22), 500)),
+        (f"{outside}, +2 pp there", "(power)", rate(untriggered_alarms(500, 8000, 0.02, 23), 500)),
     ]
 
 
@@ -387,12 +420,10 @@ def forecasts() -> list[Row]:
     compared = forecast_coverage(n, 10_000, 8000, 20)
     rows = []
     for metric, part in [*compared.groupby("metric"), ("both metrics", compared)]:
-        share, se = rate_and_se(int(part["covered"].sum()), len(part))
-        rows.append(
-            (f"95% interval of live minus forecast covers 0, {metric}", ".95 +- .02", f"{share:.3f} (SE {se:.3f})")
-        )
-    first = compared.iloc[:600]["covered"].mean()
-    return [*rows, ("the same, first 300 of these 1,000 experiments", ".95 +- .02", f"{first:.3f} (SE .009)")]
+        told = rate(part["covered"].sum(), len(part))
+        rows.append((f"95% interval of live minus forecast covers 0, {metric}", ".95 +- .02", told))
+    first = rate(compared.iloc[:600]["covered"].sum(), 600)
+    return [*rows, ("the same, first 300 of these 1,000 experiments", ".95 +- .02", first)]
 
 
 GROUPS: dict[str, tuple[str, Callable[[], list[Row]]]] = {

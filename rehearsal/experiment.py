@@ -83,7 +83,7 @@ def on_sunday(folder: Path, script: Script, campaign: Campaign, week: int) -> No
     data, now = folder / "data", _midnight(today)
     readout = read_live(campaign, data, NAME, now)
     written = json.loads((data / "reports" / "experiments" / NAME / "readout.json").read_text(encoding="utf-8"))
-    truth = true_effects(data, campaign, now)
+    truth = true_effects(data, campaign, now, readout.look.users)
     told |= {
         "read_week": week,
         "users": readout.look.users,
@@ -98,19 +98,20 @@ def on_sunday(folder: Path, script: Script, campaign: Campaign, week: int) -> No
     write_json(folder / "experiment.json", told)
 
 
-def true_effects(data: Path, campaign: Campaign, as_of: datetime) -> dict[str, float]:
+def true_effects(data: Path, campaign: Campaign, as_of: datetime, users: int) -> dict[str, float]:
     """Metric -> true mean effect on the users who were read: expected outcomes of what each variant decides.
 
     Args:
         data: of the rehearsal: decisions and truth.
         campaign: outcomes.
         as_of: of the reading.
+        users: that were read: the first to enter.
     """
     from models.outcomes import matured
     from monitoring.experiment.live import read_experiment_log
 
     log = read_experiment_log(data / "decisions").drop_duplicates("user_id")
-    log = log[matured(log["decided_at"], campaign.outcome, as_of)]
+    log = log[matured(log["decided_at"], campaign.outcome, as_of)].head(users)
     arms = pd.DataFrame([list(json.loads(text)["arms"].values()) for text in log["experiment"]], columns=["c", "t"])
     keys = pd.DataFrame({"user_id": log["user_id"].to_numpy(), "day": log["decided_at"].dt.date.to_numpy()}).join(arms)
     measures = [outcome.measure for outcome in campaign.outcome]

@@ -1,22 +1,29 @@
 """Quality checks of an experiment: when one fails, no effect is believed and nothing ships.
 
 Sample ratio (overall, by day, by segment): users per variant against the planned shares. Exposure: users got the
-variant they were assigned to, and every variant was reached alike. Trigger: it fires alike in every variant.
-Covariate: alike in every variant; if not, it was measured after the start, and CUPED would take out the effect itself.
+variant they were assigned to, and every variant was reached alike. Trigger: it fires alike in every variant, and
+nothing moves among the users it leaves out. Covariate: alike in every variant, for everybody and in each segment; if
+not, it was measured after the start, and CUPED would move the effect itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
+from monitoring.experiment.decide import amount
+from monitoring.experiment.effects import compare, enough
 from monitoring.experiment.plan import ExperimentPlan
 from monitoring.experiment.stats import Welch, homogeneity, sample_ratio_p, two_sided_p
 from monitoring.experiment.table import ExperimentTable, Grouping
 
 MAX_CROSSED = 0.01  # share of users that may have got another variant than assigned
+# An effect that the trigger misses is no larger than the one looked for, so srm_p would rarely see it; and a false
+# alarm costs little, because the same users can be read without the trigger.
+UNTRIGGERED_P = 0.01
 
 COLUMNS = ["check", "scope", "pvalue", "threshold", "passed", "detail"]
 Row = tuple[str, str, float, float, bool, str]
@@ -27,11 +34,21 @@ def quality_checks(table: ExperimentTable, plan: ExperimentPlan) -> pd.DataFrame
     rows = list(_sample_ratio_rows(table, plan))
     if table.exposure is not None:
         rows += _exposure_rows(table, table.exposure, plan)
+    rows += [_before_row(name, values, table, plan) for name, values in table.covariate.items()]
     if table.trigger is not None:
         counts = _crossed(table.variant, table.trigger.astype(int), len(plan.variants), 2)
         rows.append(_alike("trigger", counts, plan, "users trigger"))
-    rows += [_before_row(name, values, table.variant, plan) for name, values in table.covariate.items()]
+        rows.append(_untriggered_row(believable(table, pd.DataFrame(rows, columns=COLUMNS)), ~table.trigger, plan))
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def believable(table: ExperimentTable, checks: pd.DataFrame) -> ExperimentTable:
+    """The table without the covariates and the trigger that failed their checks: no effect is read through these."""
+    failed = checks[~checks["passed"].astype(bool)]
+    broken = set(failed["scope"][failed["check"] == "covariate"])
+    covariate = {name: values for name, values in table.covariate.items() if name not in broken}
+    no_trigger = failed["check"].isin(["trigger", "untriggered"]).any()
+    return replace(table, covariate=covariate, trigger=None if no_trigger else table.trigger)
 
 
 def _crossed(rows: np.ndarray, columns: np.ndarray, n_rows: int, n_columns: int) -> np.ndarray:
@@ -83,15 +100,62 @@ def _alike(check: str, counts: np.ndarray, plan: ExperimentPlan, words: str) -> 
     return (check, "", p, plan.srm_p, p >= plan.srm_p, f"{words}: {by_variant}; p {p:.2g}")
 
 
-def _before_row(metric: str, values: np.ndarray, variant: np.ndarray, plan: ExperimentPlan) -> Row:
-    """Whether the covariate of a metric has the same mean in every treatment as in control."""
-    control, ps = values[variant == 0], []
-    for arm in range(1, len(plan.variants)):
-        treated = values[variant == arm]
-        if min(len(control), len(treated)) > 1 and (welch := Welch.of(treated, control)).se > 0:
-            ps.append(two_sided_p(welch.z_against(0.0)))
-    p = min(1.0, len(ps) * min(ps)) if ps else 1.0
+def _untriggered_row(table: ExperimentTable, left_out: np.ndarray, plan: ExperimentPlan) -> Row:
+    """Whether any metric moves among users for whom the variants decide alike: there, nothing can have happened."""
+    found: list[tuple[float, str]] = []
+    for arm, name in enumerate(plan.treatments, start=1):
+        rows = left_out & table.pair(arm)
+        for metric in plan.metric if enough(table.variant[rows] == arm) else ():
+            effect = compare(table, metric, arm, rows).effect
+            if effect is not None:
+                moved = amount(metric.kind, effect.estimate)
+                found.append((two_sided_p(effect.z_against(0.0)), f"{metric.name} {moved} under {name}"))
+    p, worst = min(found, default=(1.0, "too few to tell"))
+    p = min(1.0, p * len(found)) if found else p
+    detail = f"{left_out.mean():.1%} of users do not trigger; largest difference among them: {worst}; p {p:.2g}"
+    return ("untriggered", "", p, UNTRIGGERED_P, p >= UNTRIGGERED_P, detail)
+
+
+def _before_row(metric: str, values: np.ndarray, table: ExperimentTable, plan: ExperimentPlan) -> Row:
+    """Whether the covariate of a metric has the same mean in every candidate as in control.
+
+    Half of the error is for everybody, half for all segments together: CUPED is done in each.
+    """
+    groups = list(table.segment_rows())
+    arms, halves = len(plan.treatments), min(2, len(groups))
+    found = [
+        (
+            _before_p(values, table.variant, mask & table.pair(arm), arm)
+            * arms
+            * halves
+            * max(1, number and len(groups) - 1),
+            number,
+        )
+        for number, (_, mask) in enumerate(groups)
+        for arm in range(1, arms + 1)
+    ]
+    p, worst = min(found)
+    p, (segment, mask) = min(1.0, p), groups[worst]
     threshold = plan.srm_p / sum(m.covariate is not None for m in plan.metric)
-    means = [float(values[variant == code].mean()) for code in range(len(plan.variants))]
-    told = ", ".join(f"{name} {mean:.4g}" for name, mean in zip(plan.variants, means, strict=True))
-    return ("covariate", metric, p, threshold, p >= threshold, f"mean of {metric}'s covariate: {told}; p {p:.2g}")
+    means = [values[mask & (table.variant == code)] for code in range(arms + 1)]
+    told = ", ".join(f"{name} {part.mean():.4g}" for name, part in zip(plan.variants, means, strict=True) if len(part))
+    where = f" in {segment}" if segment else ""
+    return (
+        "covariate",
+        metric,
+        p,
+        threshold,
+        p >= threshold,
+        f"mean of {metric}'s covariate{where}: {told}; p {p:.2g}",
+    )
+
+
+def _before_p(values: np.ndarray, variant: np.ndarray, rows: np.ndarray, arm: int) -> float:
+    treated, x = variant[rows] == arm, values[rows]
+    if not enough(treated):
+        return 1.0
+    welch = Welch.of(x[treated], x[~treated])
+    rounding = 1e-12 * float(np.abs(x).max())
+    if abs(welch.estimate) <= rounding:
+        return 1.0
+    return two_sided_p(welch.z_against(0.0)) if welch.se > rounding else 0.0

@@ -27,14 +27,16 @@ DEFAULT_USERS = 10_000  # where the alarm is tightest when the plan does not say
 class Look:
     """Where in the plan this reading stands.
 
-    `fractions`: information of the readings so far, this one last; empty when the plan has one look, or does not say
-    how many users are planned: then each of its `looks` gets alpha / looks, which holds at any spacing.
+    `fractions`: information of the readings so far, this one last; empty when the plan does not say how many users are
+    planned: then each of its `looks` gets alpha / looks, which holds at any spacing. `past_end`: of more users than
+    planned, and nothing tells which were first: others may have been read before, so the bound is that of the alarm.
     """
 
     looks: int
     users: int
     planned_users: int | None
     fractions: tuple[float, ...]
+    past_end: bool = False
 
     @property
     def number(self) -> int:
@@ -43,6 +45,8 @@ class Look:
 
     def critical(self, tail: float) -> float:
         """Bound of z at this look for an error of `tail` (one-sided) over all looks."""
+        if self.past_end:
+            return self.alarm(tail)
         return obrien_fleming(tail, self.fractions)[-1] if self.fractions else critical_z(tail / self.looks)
 
     def alarm(self, tail: float) -> float:
@@ -50,7 +54,9 @@ class Look:
         return alarm_z(tail, self.users, self.planned_users or DEFAULT_USERS)
 
 
-def current_look(plan: ExperimentPlan, users: int, previous: Sequence[float] | None = None) -> Look:
+def current_look(
+    plan: ExperimentPlan, users: int, previous: Sequence[float] | None = None, *, ordered: bool = False
+) -> Look:
     """The look that a table of this many users is.
 
     Args:
@@ -58,6 +64,7 @@ def current_look(plan: ExperimentPlan, users: int, previous: Sequence[float] | N
         users: users in the table.
         previous: information fractions at which the experiment was read before; default: the planned looks before
             the one nearest to this table's size.
+        ordered: the users are the first to enter, so that any more of them are the last ones' day.
     """
     planned = plan.last_users
     if planned is None:
@@ -70,7 +77,8 @@ def current_look(plan: ExperimentPlan, users: int, previous: Sequence[float] | N
     for f in sorted(round(f, 4) for f in previous):
         if f <= fraction - SAME_LOOK and f - (earlier[-1] if earlier else 0.0) >= SAME_LOOK:
             earlier.append(f)
-    return Look(len(plan.fractions), users, planned, (*earlier, max(fraction, 1e-4)))
+    past_end = not ordered and users > planned * (1 + SAME_LOOK)
+    return Look(len(plan.fractions), users, planned, (*earlier, max(fraction, 1e-4)), past_end)
 
 
 def decide(rows: list[Row], failed: list[str], plan: ExperimentPlan) -> tuple[Decision, str, list[str]]:
@@ -138,7 +146,7 @@ def _harmless(rows: list[Row]) -> list[str]:
 def _said(row: Row) -> str:
     where = f" in {row['segment']}" if row["segment"] else ""
     effect = amount_with_interval(row["kind"], row["effect_size"], row["ci_lower"], row["ci_upper"])
-    return f"{row['metric']}{where} {effect} ({row['ci_level']:.0%} interval)"
+    return f"{row['metric']}{where} {effect} ({level(row['ci_level'])} interval)"
 
 
 def _said_open(row: Row) -> str:
@@ -195,6 +203,11 @@ def amount(kind: str, value: float, *, signed: bool = True) -> str:
     if kind == "binary":
         return f"{100 * value:{sign}.2f} pp"
     return f"{value:{sign}.3g}" if abs(value) < 1000 else f"{value:{sign},.0f}"
+
+
+def level(value: float) -> str:
+    """A confidence level for people: "95%", "96.7%", "99.9%", never "100%"."""
+    return f"{100 - float(f'{100 * (1 - value):.2g}'):.10g}%"
 
 
 def amount_with_interval(kind: str, value: float, low: float, high: float) -> str:

@@ -96,7 +96,7 @@ class Experiment(_Frozen):
     salt: str = Field(min_length=1)
     slot_salt: str = Field(min_length=1)
     slots: tuple[float, float]
-    variants: tuple[Variant, ...] = Field(min_length=2)
+    variants: tuple[Variant, ...]
     starts_at: datetime
     plan: ExperimentPlan
     forecast: tuple[Forecast, ...] = ()

@@ -12,10 +12,11 @@ import pandas as pd
 from scipy.special import chdtrc
 
 from feature_repo.atomic import write_json
+from monitoring.experiment.checks import believable, quality_checks
 from monitoring.experiment.decide import Look, Row, amount
+from monitoring.experiment.effects import effect_rows
 from monitoring.experiment.file import Forecast
 from monitoring.experiment.plan import ExperimentPlan
-from monitoring.experiment.read import effect_rows
 from monitoring.experiment.stats import wilson
 from monitoring.experiment.table import checked_table
 
@@ -57,6 +58,7 @@ def _live_95(frame: pd.DataFrame, plan: ExperimentPlan) -> list[Row]:
     metric = tuple(m.model_copy(update=as_success) for m in plan.metric)
     plain = plan.model_copy(update={"metric": metric, "segments": (), "alpha": 0.05, "looks": 1, "planned_users": None})
     table = checked_table(frame, plain)
+    table = believable(table, quality_checks(table, plain))
     return effect_rows(table, plain, Look(1, table.n, None, ()))
 
 

@@ -31,7 +31,7 @@ from monitoring.experiment.assign import experiment_variant
 from monitoring.experiment.file import Experiment, read_experiment_file
 from monitoring.experiment.forecast import calibration_notes, forecast_against_outcome, keep_forecasts, read_forecasts
 from monitoring.experiment.plan import BEFORE
-from monitoring.experiment.read import Readout, read_experiment
+from monitoring.experiment.read import Readout, past_the_end, read_experiment
 from monitoring.experiment.report import html_page, markdown
 
 _TEXT = ("decision_id", "user_id", "layer", "reason", "model_tag", "segments", "experiment")
@@ -52,7 +52,8 @@ def read_live(campaign: Campaign, data: Path, name: str, as_of: datetime, *, tri
     """
     experiment = read_experiment_file(data / "experiments" / f"{name}.json")
     log = read_experiment_log(data / "decisions")
-    frame = live_frame(log, experiment, campaign, data / "logs", as_of)
+    entered = live_frame(log, experiment, campaign, data / "logs", as_of)
+    frame = entered.head(experiment.plan.last_users or len(entered))  # the planned users, at every later reading too
     plan = experiment.plan.model_copy(update={"trigger": "differs"}) if triggered else experiment.plan
     reports = data / "reports" / "experiments"
     readings = _readings(reports / name / "readings.json")
@@ -61,7 +62,8 @@ def read_live(campaign: Campaign, data: Path, name: str, as_of: datetime, *, tri
     if compared is not None and readout.look.users >= (plan.last_users or 0):
         keep_forecasts(reports / "forecasts.json", name, compared)
     calibration = calibration_notes(read_forecasts(reports / "forecasts.json"), plan)
-    readout = replace(readout, notes=[*readout.notes, *model_change_notes(frame), *calibration])
+    more = [past_the_end(len(entered), len(frame))] if len(entered) > len(frame) else []
+    readout = replace(readout, notes=[*readout.notes, *more, *model_change_notes(frame), *calibration])
     write_readout(reports / name, readout, name, compared)
     _add_reading(reports / name / "readings.json", readings, readout, as_of)
     return readout

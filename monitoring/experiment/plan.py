@@ -43,8 +43,8 @@ def _short_direction(value: Any) -> Any:
     return value.removesuffix(" is better") if isinstance(value, str) else value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _numbers(what: str) -> Any:
@@ -58,7 +58,7 @@ def _numbers(what: str) -> Any:
         )
         if value is not None and (isinstance(value, bool) or not (alone or numbers)):
             raise ValueError(f"got {value!r}; expected {what}")
-        return tuple(value) if isinstance(value, list) else value
+        return _tupled(value)
 
     return BeforeValidator(check)
 
@@ -68,6 +68,7 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, (bool, int)) else value
 
 
+LISTED = BeforeValidator(_tupled)  # in Python a list is as good as a tuple
 BEFORE = "_before"  # a metric's pre-period column is its name with this behind
 
 Column = Annotated[str, Field(min_length=1)]
@@ -124,11 +125,11 @@ class ExperimentPlan(_Frozen):
     unit: Column = "user_id"
     variant: Column = "variant"
     control: Label = "control"
-    treatment: Label | tuple[Label, ...] = "treatment"
+    treatment: Annotated[Label | tuple[Label, ...], LISTED] = "treatment"
     shares: Annotated[
         tuple[float, ...] | dict[str, float] | None, _numbers("numbers, control's first, or a number by variant")
     ] = None
-    segments: tuple[Column, ...] = ()
+    segments: Annotated[tuple[Column, ...], LISTED] = ()
     alpha: float = Field(default=0.05, gt=0, lt=0.5)
     looks: Annotated[
         int | tuple[float, ...], _numbers("a number of readings, or a list of shares or numbers of users")
@@ -138,7 +139,7 @@ class ExperimentPlan(_Frozen):
     exposure: Column | None = None
     trigger: Column | None = None
     srm_p: float = Field(default=0.001, gt=0, lt=0.5)
-    metric: tuple[Metric, ...] = Field(min_length=1)
+    metric: Annotated[tuple[Metric, ...], LISTED]
 
     @model_validator(mode="after")
     def _check(self) -> ExperimentPlan:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from models.page import stylesheet, table_html
-from monitoring.experiment.decide import amount, amount_with_interval
+from monitoring.experiment.decide import amount, amount_with_interval, level
 from monitoring.experiment.read import Readout
 
 WORDS = {"ship": "Ship", "hold": "Hold", "rollback": "Roll back"}
@@ -152,7 +152,7 @@ def _effects_for_people(table: pd.DataFrame) -> pd.DataFrame:
                 "control": _mean(kind, row["mean_control"], row["n_control"]),
                 "treatment": _mean(kind, row["mean_treatment"], row["n_treatment"]),
                 "effect": amount_with_interval(kind, row["effect_size"], row["ci_lower"], row["ci_upper"]),
-                "level": f"{row['ci_level']:.0%}",
+                "level": level(row["ci_level"]),
                 "margin": margin,
                 "p": "" if row["pvalue"] != row["pvalue"] else f"{row['pvalue']:.2g}",
                 "method": row["method"],

@@ -46,6 +46,10 @@ class ExperimentTable:
         """Number of users."""
         return len(self.variant)
 
+    def pair(self, arm: int) -> np.ndarray:
+        """Users of control and of one candidate; mask of shape (n,)."""
+        return np.asarray((self.variant == 0) | (self.variant == arm))
+
     def segment_rows(self) -> Iterator[tuple[str, np.ndarray]]:
         """("", everybody) first, then every segment as ("column=value", its users); masks of shape (n,)."""
         yield "", np.ones(self.n, dtype=bool)
@@ -86,6 +90,24 @@ def checked_table(frame: pd.DataFrame, plan: ExperimentPlan) -> ExperimentTable:
         exposure=_exposure(frame[plan.exposure], plan) if plan.exposure else None,
         trigger=_trigger(frame[plan.trigger]) if plan.trigger else None,
     )
+
+
+def planned_part(frame: pd.DataFrame, plan: ExperimentPlan) -> tuple[pd.DataFrame, bool]:
+    """The planned users of a table that has more, and whether they are the same ones at every later reading.
+
+    They are the first by day of entry, whole days at a time. Without (readable) days nobody is left out.
+    """
+    days = _entry(frame[plan.day]) if plan.day in frame.columns else None
+    if days is None or plan.last_users is None or len(frame) <= plan.last_users:
+        return frame, days is not None
+    return frame[days <= days.sort_values().iloc[plan.last_users - 1]], True
+
+
+def _entry(values: pd.Series) -> pd.Series | None:
+    """Days or instants of entry in a type that sorts by time, shape (n,); None where one cannot be read."""
+    if not pd.api.types.is_numeric_dtype(values):
+        values = pd.to_datetime(values, errors="coerce", format="ISO8601", utc=True)
+    return None if values.isna().any() else values
 
 
 def need_column(frame: pd.DataFrame, column: str) -> None:
@@ -175,7 +197,11 @@ def outcome_values(frame: pd.DataFrame, metric: Metric, unit: str) -> np.ndarray
 
 def _numbers(values: pd.Series) -> np.ndarray:
     """Float values with NaN for null; refuses text, infinities and what no square of fits a float."""
-    values = values.infer_objects()  # numbers in a column of objects, as a nullable column is often loaded
+    # a nullable column is often loaded as objects; of its numbers pandas makes a number type, of true and false with
+    # null it does not
+    values = values.infer_objects()
+    if pd.api.types.infer_dtype(values) == "boolean":
+        values = values.astype("boolean")
     numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_complex_dtype(values)
     if not (numeric or values.isna().all()):
         first = values.dropna().iloc[0]
@@ -246,9 +272,12 @@ def _exposure(values: pd.Series, plan: ExperimentPlan) -> Grouping:
 def _trigger(values: pd.Series) -> np.ndarray:
     numbers = _numbers(values)
     if not np.isin(numbers, (0.0, 1.0)).all():
+        missing = int(np.isnan(numbers).sum())
+        count = missing or int((~np.isin(numbers, (0.0, 1.0))).sum())
+        what = f"{count} of {len(values)} values are {'null' if missing else 'something else'}"
         raise DataError(
-            f"column {values.name!r}: the trigger must be true or false for every user, whatever the variant; "
-            f"{int((~np.isin(numbers, (0.0, 1.0))).sum())} of {len(values)} are not"
+            f"column {values.name!r}: {what}; the trigger must be true or false for every user, computed alike "
+            "whatever the variant"
         )
     if not numbers.any():
         raise DataError(f"column {values.name!r}: no user is triggered: the variants never decide differently")

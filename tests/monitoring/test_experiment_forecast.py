@@ -54,6 +54,28 @@ def test_difference_combines_both_errors():
     assert row["covered"]
 
 
+def test_each_side_of_the_difference_comes_from_the_sides_that_it_is_made_of():
+    """Low live against high forecast below, high live against low forecast above: by hand, with unequal sides."""
+    guess = Forecast(variant="treatment", metric="kept", value=0.01, ci_lower=-0.04, ci_upper=0.02)
+    frame = table(n=400).assign(kept=lambda f: np.where(f["variant"] == "treatment", 1, f.index % 40 > 0))
+    row = forecast_against_outcome([guess], frame, PLAN).iloc[0]
+    below, above = row["live"] - row["live_lower"], row["live_upper"] - row["live"]
+    assert abs(below - above) > 0.005
+    assert row["difference"] - row["ci_lower"] == pytest.approx(np.hypot(below, 0.01), rel=1e-9)
+    assert row["ci_upper"] - row["difference"] == pytest.approx(np.hypot(above, 0.05), rel=1e-9)
+
+
+def test_a_covariate_that_differs_is_left_out_of_the_live_effect():
+    metric = PLAN.metric[0].model_copy(update={"covariate": "before"})
+    frame = table().assign(before=lambda f: f["hours"] + 3.0 * (f["variant"] == "treatment"))
+    guess = [forecast("hours", 0.2, 0.05)]
+    through, plain = (
+        forecast_against_outcome(guess, frame, PLAN.model_copy(update={"metric": (m, PLAN.metric[1])}))
+        for m in (metric, PLAN.metric[0])
+    )
+    pd.testing.assert_frame_equal(through, plain)
+
+
 def test_a_wrong_forecast_is_contradicted():
     assert not forecast_against_outcome([forecast("hours", 0.6, 0.05)], table(), PLAN)["covered"].iloc[0]
 

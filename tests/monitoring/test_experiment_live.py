@@ -287,6 +287,24 @@ def test_read_live_writes_the_readout_and_remembers_readings_and_forecasts(platf
     assert len(read_forecasts(reports / "forecasts.json")) == 1
 
 
+def test_reading_on_past_the_planned_end_reads_the_same_users(platform):
+    root, experiment, _ = platform
+    plan = experiment.plan.model_copy(update={"planned_users": 150})
+    (root / "experiments" / "one.json").unlink()
+    planned = experiment.model_copy(update={"plan": plan})
+    write_experiment(root / "experiments", planned)
+    (decisions,) = (root / "decisions").glob("*/*.parquet")
+    log = pd.read_parquet(decisions)
+    log["experiment"] = log["experiment"].str.replace(experiment.hash, planned.hash)
+    log.to_parquet(decisions)
+    full, later = (read_live(CAMPAIGN, root, "one", START + timedelta(days=days)) for days in (33, 40))
+    assert (full.look, full.look.users) == (later.look, 150)
+    pd.testing.assert_frame_equal(full.table, later.table)
+    assert any("323 users: the first 150 are read, as planned" in note for note in later.notes)
+    readings = json.loads((root / "reports" / "experiments" / "one" / "readings.json").read_text())
+    assert [reading["users"] for reading in readings] == [150]
+
+
 def test_planning_frame_takes_each_users_last_decision(platform):
     root, _, _ = platform
     decided = pd.to_datetime(START)

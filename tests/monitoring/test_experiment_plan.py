@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from campaign import CampaignError, load_campaign
-from monitoring.experiment.plan import ExperimentPlan, plan_of_campaign
+from monitoring.experiment.plan import ExperimentPlan, Metric, plan_of_campaign
 
 GOOD = """
 unit = "user_id"
@@ -114,6 +114,21 @@ def test_bad_plan_is_refused_with_file_and_key(tmp_path, old, new, message):
     with pytest.raises(CampaignError, match=message) as caught:
         ExperimentPlan.from_toml(file)
     assert str(file) in str(caught.value)
+
+
+@pytest.mark.parametrize(("metric", "n"), [('name = "a"\nkind = "binary"\nrole = "succes"', 1), ("", 3)])
+def test_a_broken_metric_gives_no_second_message(tmp_path, metric, n):
+    with pytest.raises(CampaignError) as caught:
+        ExperimentPlan.from_toml(write(tmp_path, f"[[metric]]\n{metric}"))
+    assert len(str(caught.value).splitlines()) == n
+    assert "Tuple" not in str(caught.value)
+
+
+def test_lists_are_as_good_as_tuples():
+    metric = Metric(name="y", kind="binary", role="success")
+    lists = {"treatment": ["a", "b"], "segments": ["plan"], "shares": [0.2, 0.3, 0.4], "looks": [0.5, 1]}
+    tuples = {key: tuple(value) for key, value in lists.items()}
+    assert ExperimentPlan(metric=[metric], **lists) == ExperimentPlan(metric=(metric,), **tuples)
 
 
 def test_missing_file_is_said(tmp_path):

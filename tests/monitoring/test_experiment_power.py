@@ -84,6 +84,19 @@ def test_mde_of_a_segment_follows_its_share():
     assert everybody == pytest.approx(z * math.sqrt(4 * 0.8 * 0.2 / users), rel=0.02)
 
 
+def test_a_segment_is_planned_with_its_own_margin():
+    """By hand: users for a one-sided test at .05 with power .8 that a harmless candidate clears the margin."""
+    table = planned((HOURS, RETENTION), {"hours": 0.1}, segments=("plan",)).table.set_index(["metric", "segment"])
+    z = stats.norm.isf(0.05) + stats.norm.isf(0.2)
+    for segment, margin in (("", 0.03), ("plan=trial", 0.08)):
+        row = table.loc[("retention", segment)]
+        assert row["margin"] == margin
+        assert row["users_alone"] == math.ceil(4 * (z * row["sd"] / margin) ** 2 / row["share"])
+    wide = planned((HOURS, RETENTION.model_copy(update={"segment_margin": 0.5})), {"hours": 0.1}, segments=("plan",))
+    narrow = planned((HOURS, RETENTION.model_copy(update={"segment_margin": None})), {"hours": 0.1}, segments=("plan",))
+    assert narrow.users > 2 * wide.users
+
+
 def test_looks_cost_little_and_duration_includes_maturity():
     one = planned((HOURS,), {"hours": 0.1}, users_per_day=100, matures_after_days=30)
     five = planned((HOURS,), {"hours": 0.1}, looks=5)

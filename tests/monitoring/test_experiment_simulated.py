@@ -41,9 +41,36 @@ def test_no_effect_rarely_alarms_over_five_looks(bench):
 
 
 def test_sample_ratio_alarms_at_their_nominal_rate(bench):
-    assert bench.srm_nominal(20_000, seed=3) == pytest.approx(0.001, abs=3 * math.sqrt(0.001 / 20_000))
-    for rate in bench.srm_alarms(80, seed=3).values():
-        assert rate <= upper(0.05, 80)
+    assert bench.srm_nominal(20_000, seed=3) == pytest.approx(20, abs=3 * math.sqrt(20))
+    for failed in bench.srm_alarms(80, seed=3).values():
+        assert failed / 80 <= upper(0.05, 80)
+
+
+@pytest.mark.parametrize("days", [True, False])
+def test_reading_on_past_the_end_rarely_ships(bench, days):
+    first, ever = bench.reread(40, 1500, seed=10, readings=5, days=days)
+    assert ever / 40 <= upper(0.05, 40)
+    assert first <= ever
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("days", [True, False])
+def test_reading_on_past_the_end_keeps_its_rate(bench, days):
+    _, ever = bench.reread(1000, 4000, seed=31, days=days)
+    assert ever / 1000 <= upper(0.05, 1000)
+    assert ever / 1000 <= (
+        0.045 if days else 0.05
+    )  # nothing is spent after the end: .025 and a little for its last day
+
+
+def test_effects_outside_the_trigger_are_seen(bench):
+    assert bench.untriggered_alarms(40, 3000, 0.0, seed=11) <= 3
+    assert bench.untriggered_alarms(20, 8000, 0.04, seed=12) >= 17
+
+
+def test_a_rate_is_told_with_its_error(bench):
+    assert bench.rate(30, 1000) == "0.030 (SE 0.005)"
+    assert bench.rate(0, 400) == "0.000 (SE 0.003)"
 
 
 @pytest.mark.parametrize("looks", [1, 3])
@@ -67,7 +94,7 @@ def test_triggered_analysis_agrees_and_is_narrower(bench):
     found = bench.triggered_agreement(60, 3000, seed=7)
     assert abs(found["difference"]) < 3 * found["difference_se"]
     assert found["width_ratio"] < 0.65
-    assert min(found["coverage_plain"], found["coverage_triggered"]) >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 60)
+    assert min(found["covered_plain"], found["covered_triggered"]) / 60 >= 0.95 - 3 * math.sqrt(0.95 * 0.05 / 60)
 
 
 def test_cuped_saves_what_theory_says(bench):

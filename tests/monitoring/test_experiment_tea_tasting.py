@@ -1,14 +1,13 @@
-"""The same numbers as tea-tasting 1.14, where the two overlap; it is no dependency of Tactful."""
+"""The same numbers as tea-tasting 1.14, where the two overlap; Tactful needs it for these tests only."""
 
 import numpy as np
 import pandas as pd
 import pytest
+import tea_tasting as tt
 
 from monitoring.experiment.plan import ExperimentPlan, Metric
 from monitoring.experiment.power import plan_experiment
 from monitoring.experiment.read import read_experiment
-
-tt = pytest.importorskip("tea_tasting", reason="tea-tasting is an anchor only: pip install tea-tasting==1.14.0")
 
 PLAN = ExperimentPlan(
     metric=(
