@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin
 
@@ -45,6 +46,18 @@ class ModelError(TactfulError):
 def data_dir() -> Path:
     """Folder of everything Tactful writes: $TACTFUL_DATA, or `data` beside this file."""
     return Path(os.environ.get("TACTFUL_DATA") or ROOT / "data").resolve()
+
+
+def now() -> datetime:
+    """The clock, UTC; $TACTFUL_NOW (ISO 8601) stands in for it in tests and rehearsals."""
+    override = os.environ.get("TACTFUL_NOW")
+    if not override:
+        return datetime.now(UTC)
+    try:
+        moment = datetime.fromisoformat(override)
+    except ValueError:
+        raise CampaignError(f"$TACTFUL_NOW == {override!r}, must be ISO 8601, e.g. 2026-11-23T12:00:00+00:00") from None
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -15,22 +15,15 @@ Exit codes:
 
 from __future__ import annotations
 
-import errno
-import functools
-import hashlib
 import io
 import json
 import os
-import subprocess
-import sys
 import time
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, ParamSpec
+from typing import TYPE_CHECKING, Annotated
 
 # Before any library is imported: telemetry off, one thread per process (nets this small lose on two).
 os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -39,9 +32,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
-from rich.console import Console
 
-from campaign import ROOT, Campaign, DataError, ModelError, TactfulError, data_dir, load_campaign
+from campaign import Campaign, DataError, data_dir, load_campaign, now
+from models.registry import required_champion
+from monitoring import logs
+from monitoring.experiment.commands import app as experiment_app
+from monitoring.terminal import DATE, JsonOption, alone, answer, bar, err, out, print_frame, run_app, step
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,70 +53,18 @@ HELP = "Whom does a message help? From raw logs to decisions, and back.\n\n\b\n"
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help=HELP, rich_markup_mode=None, pretty_exceptions_enable=False
 )
-experiment_app = typer.Typer(no_args_is_help=True, help="Plan and read a live A/B test.")
 app.add_typer(experiment_app, name="experiment")
 monitor_app = typer.Typer()
 app.add_typer(monitor_app, name="monitor")
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
-P = ParamSpec("P")
-DATE = ["%Y-%m-%d"]
 EndOption = Annotated[
     datetime | None, typer.Option(formats=DATE, help="The day after the last day of logs; default: today.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 def main() -> None:
-    """Run the command; an error made on purpose, or by the machine, prints its message, never a traceback."""
-    code: int | str | None = 0
-    warnings.showwarning = _show_warning
-    try:
-        app()
-    except TactfulError as error:
-        code = _fail(str(error))
-    except OSError as error:
-        if error.errno not in MACHINE:
-            raise
-        code = _fail(f"{error.filename or data_dir()}: {error.strerror}; make room or give access, then run it again")
-    except SystemExit as stop:
-        code = stop.code
-    # DuckDB's bindings print pages about leaked objects when the interpreter ends in the usual way
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code if isinstance(code, int) else 1)
-
-
-# What a full or locked disk says: not a bug
-MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR}
-
-
-def _fail(message: str) -> int:
-    err.print(f"error: {message}", style="bold red", markup=False, soft_wrap=True)
-    return 3
-
-
-def _show_warning(message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
-    """Ours as a sentence; those of libraries are not the user's to mend (Feast switches them on for everybody)."""
-    ours = Path(filename).is_relative_to(ROOT) and not Path(filename).is_relative_to(sys.prefix)
-    if ours and category is UserWarning:
-        err.print(f"warning: {message}", style="yellow", markup=False, soft_wrap=True)
-
-
-def _alone(command: Callable[P, None]) -> Callable[P, None]:
-    """One process at a time in a data folder for this command; the kernel drops the lock of a killed one."""
-    name = command.__name__.replace("_", " ")
-
-    @functools.wraps(command)
-    def alone(*arguments: P.args, **options: P.kwargs) -> None:
-        from feature_repo.atomic import locked
-
-        busy = f"another `tactful {name}` is at work in {data_dir()}; wait until it is done, then run this again"
-        with locked(data_dir() / "state" / f"{command.__name__}.lock", busy):
-            command(*arguments, **options)
-
-    return alone
+    """The console command."""
+    run_app(app)
 
 
 # --------------------------------------------------------------------------------------------- how things stand
@@ -133,9 +77,9 @@ def status(as_json: JsonOption = False) -> None:
     from monitoring.status import status as ask
     from monitoring.status import status_text
 
-    today = decided_on(_now().date(), data_dir() / "decision_log", data_dir() / "decisions")
+    today = decided_on(now().date(), data_dir() / "decision_log", data_dir() / "decisions")
     found = ask(data_dir(), today)
-    _answer(as_json, found, status_text(found))
+    answer(as_json, found, status_text(found))
 
 
 @app.command()
@@ -147,8 +91,8 @@ def doctor(as_json: JsonOption = False) -> None:
     """
     from monitoring.doctor import as_dicts, examine
 
-    findings = examine(_now())
-    _answer(as_json, as_dicts(findings), "\n".join(finding.line() for finding in findings))
+    findings = examine(now())
+    answer(as_json, as_dicts(findings), "\n".join(finding.line() for finding in findings))
     if any(finding.verdict == "mend" for finding in findings):
         raise typer.Exit(3)
 
@@ -167,15 +111,15 @@ def check(as_json: JsonOption = False) -> None:
     from monitoring.doctor import as_dicts
     from monitoring.log_check import check_logs
 
-    with _bar("reading the logs") as progress:
-        findings = check_logs(data_dir(), load_campaign(), load_log_map(), _now(), progress)
-    _answer(as_json, as_dicts(findings), "\n".join(finding.line() for finding in findings))
+    with bar("reading the logs") as progress:
+        findings = check_logs(data_dir(), load_campaign(), load_log_map(), now(), progress)
+    answer(as_json, as_dicts(findings), "\n".join(finding.line() for finding in findings))
     if any(finding.verdict == "mend" for finding in findings):
         raise typer.Exit(3)
 
 
 @app.command()
-@_alone
+@alone
 def simulate(
     users: Annotated[int, typer.Option(min=100, help="Users of the platform.")] = 20_000,
     days: Annotated[int, typer.Option(min=50, help="Days of logs.")] = 90,
@@ -195,7 +139,7 @@ def simulate(
             f"{log_map_path()} maps tables of yours; to simulate beside them set TACTFUL_DATA to another folder and "
             "TACTFUL_LOGS to an empty file"
         )
-    with _bar("simulating") as progress:
+    with bar("simulating") as progress:
         world = write_world(
             data_dir(),
             users,
@@ -222,7 +166,7 @@ def features(
     from feature_repo.contracts import ingest
     from feature_repo.snapshots import build_snapshots
 
-    _bring_logs()
+    logs.bring()
     bad = ingest(data_dir() / "logs", data_dir() / "quarantine")
     if bad:
         # a snapshot built now would miss these rows for good
@@ -231,7 +175,7 @@ def features(
             f"{len(bad)} log files break their contract and were moved to {data_dir() / 'quarantine'}:\n{told}\n"
             "mend them and put them back under data/logs; `tactful features` once more goes on with what is there then"
         )
-    with _bar("building snapshots") as progress:
+    with bar("building snapshots") as progress:
         days = build_snapshots(
             data_dir() / "logs",
             data_dir() / "features",
@@ -246,15 +190,15 @@ def features(
 
 def materialize() -> None:
     """The newest snapshot -> Feast's registry and online store; nothing when they hold it already."""
+    from feature_repo.store import apply, definitions_hash, newest_snapshot, open_store
     from feature_repo.store import materialize as write_online
-    from feature_repo.store import open_store
 
-    newest = _newest_snapshot()
+    newest = newest_snapshot()
     built = (data_dir() / "features" / f"date={newest}" / "snapshot.parquet").stat().st_mtime_ns
     inputs = {"newest": str(newest), "built": built, "store": os.environ.get("TACTFUL_STORE", "local")}
-    with _step("materialize", **inputs, definitions=_digest(ROOT / "feature_repo")) as needed:
+    with step("materialize", **inputs, definitions=definitions_hash()) as needed:
         if needed:
-            _feast("apply")
+            apply()
             with redirect_stdout(io.StringIO()):  # Feast's own progress is about views, not about us
                 write_online(open_store(), newest)
     out.print(f"online store: features of {newest}")
@@ -264,7 +208,7 @@ def materialize() -> None:
 
 
 @app.command()
-@_alone
+@alone
 def train(
     as_of: Annotated[
         datetime | None, typer.Option(formats=DATE, help="Use only what was known on this day; default: all.")
@@ -283,8 +227,8 @@ def train(
 
     The model goes to the BentoML store, its report to data/reports.
     """
-    result = _train(load_campaign(), _as_of(as_of), keep_network)
-    _answer(as_json, result.summary(), result.text())
+    result = _train(load_campaign(), as_of.replace(tzinfo=UTC) if as_of else logs.end(), keep_network)
+    answer(as_json, result.summary(), result.text())
 
 
 def _train(campaign: Campaign, as_of: datetime, keep_network: bool = False) -> Challenger:
@@ -292,8 +236,8 @@ def _train(campaign: Campaign, as_of: datetime, keep_network: bool = False) -> C
     from models.forward import NumpyModel
     from models.registry import model_path
 
-    keep = NumpyModel.load(model_path(_champion())) if keep_network else None
-    with _bar("training the network") as progress:
+    keep = NumpyModel.load(model_path(required_champion())) if keep_network else None
+    with bar("training the network") as progress:
         return train_challenger(
             campaign, as_of, data_dir(), finish=lambda *parts: _finish(campaign, *parts), progress=progress, keep=keep
         )
@@ -309,7 +253,7 @@ def _finish(campaign: Campaign, folder: Path, model: NumpyModel, frame: pd.DataF
 
     kinds = {feature.name: feature.kind for feature in model.spec.features}
     days = (frame["decided_at"].max() - frame["decided_at"].min()) / timedelta(days=1)
-    moving = moving_features(list(kinds), frame["decided_at"].min(), _log_days()[0])
+    moving = moving_features(list(kinds), frame["decided_at"].min(), logs.first_and_last()[0])
     profile = build_profile(frame, kinds, campaign, weeks=max(days / 7, 1.0), ignore=moving)
     write_json(folder / "reference_profile.json", profile)
     write_probe(folder, model, columns_of(frame.head(16), kinds))
@@ -328,8 +272,8 @@ def promote(
     from monitoring.promotion import changing_champion, promote_challenger
 
     with changing_champion(data_dir()):
-        verdict = promote_challenger(load_campaign(), data_dir(), tag, force=force, now=_now())
-    _answer(as_json, verdict.summary(), verdict.text())
+        verdict = promote_challenger(load_campaign(), data_dir(), tag, force=force, now=now())
+    answer(as_json, verdict.summary(), verdict.text())
 
 
 @app.command()
@@ -342,7 +286,7 @@ def rollback(reason: Annotated[str, typer.Option(help="Why; kept in the history.
     from monitoring.promotion import changing_champion
 
     with changing_champion(data_dir()):
-        out.print(f"champion: {roll(reason, at=_now().isoformat()).champion}")
+        out.print(f"champion: {roll(reason, at=now().isoformat()).champion}")
 
 
 # ------------------------------------------------------------------------------------------------------- decisions
@@ -363,7 +307,7 @@ def compact() -> None:
 
 
 @app.command()
-@_alone
+@alone
 def score(
     to_online: Annotated[bool, typer.Option("--push", help="Also write it to Feast's view `eligibility`.")] = False,
 ) -> None:
@@ -373,12 +317,12 @@ def score(
     """
     from bentos.bulk import push, score_all
 
-    with _bar("scoring") as progress:
-        path = score_all(data_dir(), load_campaign(), now=_now(), progress=progress)
+    with bar("scoring") as progress:
+        path = score_all(data_dir(), load_campaign(), now=now(), progress=progress)
     out.print(f"eligibility of every user: {path}")
     if to_online:
-        with _bar("pushing") as progress:
-            count = push(path, _now(), progress)
+        with bar("pushing") as progress:
+            count = push(path, now(), progress)
         out.print(f"online view eligibility: {count:,} users written")
 
 
@@ -395,15 +339,15 @@ def explain(
     """
     from bentos.explain import explain_user
 
-    told = explain_user(user, load_campaign(), hour=hour, surface=surface, now=_now())
-    _answer(as_json, told.as_dict(), told.text())
+    told = explain_user(user, load_campaign(), hour=hour, surface=surface, now=now())
+    answer(as_json, told.as_dict(), told.text())
 
 
 # ------------------------------------------------------------------------------------------------------ monitoring
 
 
 @monitor_app.callback(invoke_without_command=True)
-@_alone
+@alone
 def monitor(
     context: typer.Context,
     week: Annotated[
@@ -419,7 +363,7 @@ def monitor(
     if context.invoked_subcommand is not None:
         return
     decision = _monitor(week.date() if week else None)
-    _answer(as_json, decision.as_dict(), decision.text())
+    answer(as_json, decision.as_dict(), decision.text())
     raise typer.Exit(decision.exit_code)
 
 
@@ -427,9 +371,9 @@ def _monitor(day: date | None) -> Decision:
     from monitoring.inputs import weekly_inputs
     from monitoring.weekly import run_week
 
-    end = _logs_end()
-    last_whole_week = end - timedelta(days=end.isoweekday())
-    inputs = weekly_inputs(load_campaign(), data_dir(), day or last_whole_week, _as_of(None))
+    end = logs.end()
+    last_whole_week = end.date() - timedelta(days=end.isoweekday())
+    inputs = weekly_inputs(load_campaign(), data_dir(), day or last_whole_week, end)
     return run_week(inputs, data_dir() / "monitoring")
 
 
@@ -447,11 +391,11 @@ def calibrate_monitor(
     from monitoring.calibrate import calibrate, read_stats
 
     found = calibrate(read_stats(data_dir() / "monitoring", weeks or ()), load_campaign())
-    _answer(as_json, found.summary(), found.text())
+    answer(as_json, found.summary(), found.text())
 
 
 @app.command()
-@_alone
+@alone
 def retrain(
     force: Annotated[bool, typer.Option(help="Train whatever the last verdict was (never on broken data).")] = False,
     as_json: JsonOption = False,
@@ -466,17 +410,17 @@ def retrain(
 
     last_decision(data_dir() / "monitoring")  # what is missing first is said first
     campaign = load_campaign()
-    with _bar("training the network") as progress:
+    with bar("training the network") as progress:
         done = act(
             campaign,
             data_dir(),
-            as_of=_as_of(None),
-            now=_now(),
+            as_of=logs.end(),
+            now=now(),
             force=force,
             finish=lambda *parts: _finish(campaign, *parts),
             progress=progress,
         )
-    _answer(as_json, done.summary(), done.text())
+    answer(as_json, done.summary(), done.text())
 
 
 @app.command()
@@ -501,156 +445,13 @@ def rehearse(
 
     script = Script.parse(weeks=weeks, drift=drift, users=users, seed=seed, reports=reports, experiment=experiment)
     campaign = load_campaign()
-    with _bar(f"rehearsing {weeks} weeks") as progress:
+    with bar(f"rehearsing {weeks} weeks") as progress:
         result = live_through(
             script, campaign, data_dir(), finish=lambda *parts: _finish(campaign, *parts), progress=progress
         )
-    _answer(as_json, result.as_dict(), result.text())
+    answer(as_json, result.as_dict(), result.text())
     if result.stopped:
         raise typer.Exit(20)
-
-
-# ---------------------------------------------------------------------------------------------------- live experiments
-
-
-@experiment_app.command("plan")
-def plan_experiment(
-    name: Annotated[str, typer.Argument(help="Name of the experiment.")],
-    baseline: Annotated[
-        Literal["send_none", "send_all", "champion", "rule"], typer.Option(help="Policy of the control variant.")
-    ] = "send_none",
-    rule: Annotated[
-        list[str] | None, typer.Option(metavar="COLUMN=VALUE", help="Whom baseline rule messages; may be repeated.")
-    ] = None,
-    ladder: Annotated[
-        bool, typer.Option(help="Candidates: thresholds from the offline gain curve (baseline champion: always).")
-    ] = False,
-    threshold: Annotated[
-        list[float] | None, typer.Option(help="A candidate: the champion at this threshold, EUR; may be repeated.")
-    ] = None,
-    weight: Annotated[
-        list[str] | None, typer.Option(metavar="OUTCOME=EUR", help="Candidates score with this; may be repeated.")
-    ] = None,
-    effect: Annotated[
-        list[str] | None,
-        typer.Option(metavar="METRIC=VALUE", help="Absolute effect to plan for, instead of the offline forecast."),
-    ] = None,
-    share: Annotated[float, typer.Option(help="Share of users outside holdout and exploration that take part.")] = 0.5,
-    ramp: Annotated[float, typer.Option(help="Part of that share enrolled at the start; `change` raises it.")] = 1.0,
-    starts: Annotated[datetime | None, typer.Option(formats=DATE, help="First day; default: now.")] = None,
-    looks: Annotated[int, typer.Option(min=1, help="Planned readings.")] = 1,
-    power: Annotated[float, typer.Option(help="Wanted probability that a candidate this good ships.")] = 0.8,
-    as_json: JsonOption = False,
-) -> None:
-    """Candidates against a baseline: sample size, duration, and the file that the service picks up.
-
-    The candidate is the champion as it is, unless thresholds, weights or a ladder are asked for.
-    """
-    import pandas as pd
-
-    from monitoring.experiment.design import plan_for_champion
-    from monitoring.experiment.file import Variant
-
-    experiment, planned = plan_for_champion(
-        load_campaign(),
-        data_dir(),
-        _champion(),
-        name,
-        Variant(name=baseline, policy=baseline, share=0.5, rule=_values_by_name(rule)),
-        ladder=ladder,
-        thresholds=threshold or (),
-        weights=_numbers_by_name(weight),
-        effects=_numbers_by_name(effect),
-        share=share,
-        starts_at=starts.replace(tzinfo=UTC) if starts else _now(),
-        as_of=_as_of(None),
-        looks=looks,
-        power=power,
-        ramp=ramp,
-    )
-    if as_json:
-        _answer(True, {**planned.to_dict(), "experiment": experiment.model_dump(mode="json")}, "")
-        return
-    _print_frame(planned.table)
-    _print_frame(pd.DataFrame([f.model_dump() for f in experiment.forecast]).drop(columns="model_tag"))
-    out.print(
-        f"{planned.users:,} users in {len(experiment.variants)} variants, read after {planned.days} days: a candidate "
-        f"this good ships with probability {planned.ship_probability:.2f}\n{experiment.text()}\n"
-        f"written: {data_dir() / 'experiments' / name}.json",
-        soft_wrap=True,
-    )
-
-
-def _values_by_name(pairs: list[str] | None) -> dict[str, tuple[str, ...]] | None:
-    """COLUMN=VALUE options: the values of each column."""
-    found: dict[str, tuple[str, ...]] = {}
-    for pair in pairs or ():
-        column, separator, value = pair.partition("=")
-        if not separator:
-            raise typer.BadParameter(f"{pair!r}, must be COLUMN=VALUE")
-        found[column] = (*found.get(column, ()), value)
-    return found or None
-
-
-def _numbers_by_name(pairs: list[str] | None) -> dict[str, float]:
-    """NAME=VALUE options."""
-    try:
-        return {name: float(value) for name, value in (pair.split("=") for pair in pairs or ())}
-    except ValueError:
-        raise typer.BadParameter(f"{pairs}, must be NAME=NUMBER") from None
-
-
-@experiment_app.command("change")
-def change_experiment(
-    name: Annotated[str, typer.Argument(help="Name of the experiment.")],
-    ramp: Annotated[float | None, typer.Option(help="Enrol this part of its share; only upwards.")] = None,
-    state: Annotated[
-        Literal["running", "stopped", "ended"] | None,
-        typer.Option(help="stopped: everybody gets the champion at once; running: back; ended: its users are free."),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Ramp up, stop, go back or end; the service follows within a second. Without an option: how it stands."""
-    from monitoring.experiment.file import change_state, read_experiment_file
-
-    folder = data_dir() / "experiments"
-    experiment = read_experiment_file(folder / f"{name}.json")
-    if ramp is not None or state is not None:
-        experiment = change_state(folder, name, _now(), state=state, ramp=ramp)
-    _answer(as_json, experiment.model_dump(mode="json"), experiment.text())
-
-
-@experiment_app.command("read")
-def read_experiment(
-    name: Annotated[str | None, typer.Argument(help="Name of a planned experiment.")] = None,
-    frame: Annotated[Path | None, typer.Option(help="Or a table of any experiment, one row per user.")] = None,
-    plan: Annotated[Path | None, typer.Option(help="PLAN.toml of that table.")] = None,
-    triggered: Annotated[bool, typer.Option(help="Only users whom the variants treat differently.")] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Ship, hold or roll back: what an experiment says.
-
-    Effects, guardrails and quality checks of a live experiment, or of a plain table.
-    """
-    from models.table_file import read_table
-    from monitoring import ExperimentPlan
-    from monitoring import read_experiment as read
-    from monitoring.experiment.live import read_live
-    from monitoring.experiment.report import markdown
-
-    if triggered and frame is not None:
-        raise typer.BadParameter(
-            "--triggered is for a planned experiment; a table names its column as trigger in PLAN.toml"
-        )
-    if frame is not None and plan is not None and name is None:
-        asked = ExperimentPlan.from_toml(plan)
-        names = (asked.unit, asked.variant, asked.exposure, *asked.segments)
-        readout = read(read_table(frame, as_written=[column for column in names if column]), asked)
-    elif name is not None and frame is None and plan is None:
-        readout = read_live(load_campaign(), data_dir(), name, _as_of(None), triggered=triggered)
-    else:
-        raise typer.BadParameter("give the name of a planned experiment, or --frame FRAME with --plan PLAN.toml")
-    _answer(as_json, readout.to_dict(), markdown(readout, name or frame.stem))  # type: ignore[union-attr]
 
 
 # ------------------------------------------------------------------------------------------------- your own tables
@@ -668,9 +469,9 @@ def fit(
     """
     from models.table import fit_table
 
-    with _bar("training the network") as progress:
+    with bar("training the network") as progress:
         table = fit_table(frame, spec, out_dir, progress)
-    _print_frame(table)
+    print_frame(table)
     out.print(f"model and report.json: {out_dir}", soft_wrap=True)
 
 
@@ -706,12 +507,12 @@ def evaluate(
     """
     from models.table import evaluate_table, verdict
 
-    with _bar("training the network") as progress:
+    with bar("training the network") as progress:
         table = evaluate_table(frame, spec, progress)
     if as_json:
-        _answer(True, json.loads(table.to_json(orient="records")), "")
+        answer(True, json.loads(table.to_json(orient="records")), "")
     else:
-        _print_frame(table)
+        print_frame(table)
         out.print(verdict(table))
 
 
@@ -719,7 +520,7 @@ def evaluate(
 
 
 @app.command()
-@_alone
+@alone
 def run(
     users: Annotated[int, typer.Option(min=100, help="Users of the simulated platform.")] = 20_000,
     days: Annotated[int, typer.Option(min=80, help="Days of logs.")] = 90,
@@ -734,25 +535,25 @@ def run(
     simulate(users, days, seed, end)
     features()
     materialize()
-    last = _logs_end()
+    last = logs.end().date()
     world = {"campaign": load_campaign().hash, "users": users, "days": days, "seed": seed, "end": str(last)}
     # the first model knows what was known a week ago; the weekly monitor and the retraining know all
-    with _step("first model", **world) as needed:
+    with step("first model", **world) as needed:
         if needed:
             train(datetime.combine(last - timedelta(days=7), datetime.min.time()))
             promote()
-            _champion()  # without one nothing below can work, and the next run must try again
-    with _step("decisions", **world) as needed:
+            required_champion()  # without one nothing below can work, and the next run must try again
+    with step("decisions", **world) as needed:
         if needed:
             _serve_a_day(last)
             compact()
-    with _step("score", **world, champion=_champion()) as needed:
+    with step("score", **world, champion=required_champion()) as needed:
         if needed:
             score()
-    with _step("monitor", **world) as needed:
+    with step("monitor", **world) as needed:
         if needed:
             out.print(_monitor(None).text(), markup=False, soft_wrap=True)
-    with _step("retrain", **world) as needed:
+    with step("retrain", **world) as needed:
         if needed:
             retrain(force=True)
     _print_result()
@@ -787,7 +588,7 @@ def _print_result() -> None:
 
     from models.oracle import compare_with_truth
 
-    campaign, tag = load_campaign(), _champion()
+    campaign, tag = load_campaign(), required_champion()
     folder = data_dir() / "reports" / tag.replace(":", "-")
     frame = pd.read_parquet(folder / "frame.parquet")
     held_out, truth = frame[frame["split"] == "evaluate"], pd.read_parquet(data_dir() / "truth")
@@ -809,46 +610,6 @@ def _print_result() -> None:
 # --------------------------------------------------------------------------------------------------------- helpers
 
 
-def _now() -> datetime:
-    """The clock: $TACTFUL_NOW where set (tests, rehearsal), else now."""
-    fixed = os.environ.get("TACTFUL_NOW")
-    return datetime.fromisoformat(fixed).astimezone(UTC) if fixed else datetime.now(UTC)
-
-
-def _logs_end() -> date:
-    """The day after the last day of raw logs."""
-    return _log_days()[1] + timedelta(days=1)
-
-
-def _log_days() -> tuple[date, date]:
-    """First and last day of raw logs."""
-    from feature_repo.contracts import LOGS
-    from feature_repo.log_files import arrival, log_files
-
-    _bring_logs()
-    days = {arrival(path.parent) for log in LOGS for path in log_files(data_dir() / "logs" / log)}
-    if not days:
-        raise DataError(
-            f"{data_dir() / 'logs'}: no logs; run `tactful simulate`, or put your own there, or map them in logs.toml "
-            "(docs/logs.md)"
-        )
-    return min(days), max(days)
-
-
-def _bring_logs() -> None:
-    """data/logs follows the tables that logs.toml maps; where it maps none, nothing happens."""
-    from feature_repo.log_map import load_log_map
-    from feature_repo.own_logs import bring_logs
-
-    log_map = load_log_map()
-    if not log_map.tables:
-        return
-    with _bar("reading your logs") as progress:
-        count = bring_logs(data_dir(), log_map, load_campaign().arm_names, progress)
-    if count:
-        err.print(f"logs.toml: {count} new or changed files read", style="dim")
-
-
 def _world_end(users: int, days: int, seed: int) -> date:
     """Today; or the end of the simulated world that is already there, so that a rerun on another day keeps it."""
     marker = data_dir() / "logs" / "world.json"
@@ -856,19 +617,7 @@ def _world_end(users: int, days: int, seed: int) -> date:
         world = json.loads(marker.read_text())
         if (world["users"], world["days"], world["seed"]) == (users, days, seed):
             return date.fromisoformat(world["end"])
-    return _now().date()
-
-
-def _as_of(day: datetime | None) -> datetime:
-    end = _logs_end()
-    return datetime(end.year, end.month, end.day, tzinfo=UTC) if day is None else day.replace(tzinfo=UTC)
-
-
-def _newest_snapshot() -> date:
-    days = [path.parent.name.removeprefix("date=") for path in (data_dir() / "features").glob("date=*/*.parquet")]
-    if not days:
-        raise DataError(f"{data_dir() / 'features'}: no snapshots; run `tactful features`")
-    return date.fromisoformat(max(days))
+    return now().date()
 
 
 def _user_ids(day: date) -> list[str]:
@@ -879,68 +628,6 @@ def _user_ids(day: date) -> list[str]:
         ds.dataset(data_dir() / "features" / f"date={day}", format="parquet").to_table(columns=["user_id"]).column(0)
     )
     return sorted(column.unique().to_pylist())
-
-
-def _champion() -> str:
-    from models.registry import champion_tag
-
-    tag = champion_tag()
-    if tag is None:
-        raise ModelError("no champion; run `tactful train`, then `tactful promote` (--force overrules the gate)")
-    return tag
-
-
-@contextmanager
-def _step(name: str, **inputs: Any) -> Iterator[bool]:
-    """Whether a step must run: not when it was finished with the same inputs. Marked as finished only at its end."""
-    from feature_repo.atomic import write_json
-
-    stamp = data_dir() / "state" / f"{name.replace(' ', '-')}.json"
-    needed = not stamp.exists() or json.loads(stamp.read_text()) != inputs
-    if not needed:
-        out.print(f"{name}: up to date")
-    yield needed
-    if needed:
-        write_json(stamp, inputs)
-
-
-@contextmanager
-def _bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on the terminal's error stream; silent where that is no terminal."""
-    from rich.progress import Progress
-
-    with Progress(console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task(title)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _digest(folder: Path) -> str:
-    """Hash of the Python and YAML files of a folder."""
-    files = sorted([*folder.glob("*.py"), *folder.glob("*.yaml")])
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
-
-
-def _feast(*words: str) -> None:
-    profile = os.environ.get("TACTFUL_STORE", "local")
-    repo = ["-c", str(ROOT / "feature_repo")]
-    if profile != "local":
-        repo += ["-f", str(ROOT / "feature_repo" / f"feature_store.{profile}.yaml")]
-    command = [str(Path(sys.executable).parent / "feast"), *repo, *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise TactfulError(f"`feast {' '.join(words)}` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-
-
-def _print_frame(table: pd.DataFrame) -> None:
-    text = table.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")
-    out.print(text, markup=False, soft_wrap=True)
-
-
-def _answer(as_json: bool, value: Any, text: str) -> None:
-    if as_json:
-        sys.stdout.write(json.dumps(value, default=str) + "\n")
-    else:
-        out.print(text, markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from feature_repo.atomic import replacing, write_json
 from feature_repo.contracts import REASONS
 from feature_repo.retrieval import FeatureSchema, feature_schema, latest_features, open_store
 from feature_repo.store import answering, import_feast, snapshot_file
-from models.registry import champion_tag, model_path
+from models.registry import model_path, required_champion
 
 BATCH_ROWS = 32_768
 PUSHED = ["user_id", "eligible", "arm", "reason", "score", "model_tag"]  # the view feature_repo.eligibility
@@ -55,9 +55,7 @@ def score_all(
     Returns: the folder of the table.
     Raises: StoreError: there is no snapshot. ModelError: there is no champion, or it does not fit the features.
     """
-    tag = champion_tag()
-    if tag is None:
-        raise ModelError("no champion; run `tactful train`, then `tactful promote`")
+    tag = required_champion()
     bundle, store = load_bundle(tag, model_path(tag), campaign), open_store()
     schema = feature_schema(store, bundle.feature_service)
     if schema.hash != bundle.schema_hash:

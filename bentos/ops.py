@@ -23,9 +23,8 @@ from starlette.routing import Route
 from bentos.decision_log import decided_on, read_decisions
 from bentos.explain import explain_logged, told
 from bentos.raw_log import SUFFIX
-from bentos.settings import now
 from bentos.worker import Worker
-from campaign import DataError, ModelError, data_dir
+from campaign import DataError, ModelError, data_dir, now
 from models.forward import NumpyModel
 from models.registry import model_path, read_pointer
 

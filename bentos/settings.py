@@ -1,10 +1,9 @@
-"""What an operator may set, all through the environment, and the service's clock."""
+"""What an operator may set, all through the environment."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from campaign import CampaignError, data_dir
@@ -59,15 +58,3 @@ class Settings:
     def log_dir(self) -> Path:
         """Folder of the raw decision log."""
         return data_dir() / "decision_log"
-
-
-def now() -> datetime:
-    """The service's clock, UTC; $TACTFUL_NOW (ISO 8601) stands in for it in tests and rehearsals."""
-    override = os.environ.get("TACTFUL_NOW")
-    if not override:
-        return datetime.now(UTC)
-    try:
-        moment = datetime.fromisoformat(override)
-    except ValueError:
-        raise CampaignError(f"$TACTFUL_NOW == {override!r}, must be ISO 8601, e.g. 2026-11-23T12:00:00+00:00") from None
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -15,9 +15,9 @@ from bentos.decider import Decider
 from bentos.engine import Bundle
 from bentos.features import Ask, Reader
 from bentos.raw_log import DecisionLog
-from bentos.settings import Settings, now
+from bentos.settings import Settings
 from bentos.stores import open_reader
-from campaign import ModelError, StoreError, load_campaign
+from campaign import ModelError, StoreError, load_campaign, now
 from feature_repo.retrieval import feature_schema, open_store
 from feature_repo.store import import_feast
 

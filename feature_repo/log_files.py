@@ -44,6 +44,17 @@ def arrival(partition: Path) -> date:
         raise DataError(f"{partition}: not a date; expected a folder date=YYYY-MM-DD, the day of arrival") from None
 
 
+def log_days(logs_dir: Path, tables: Iterable[str]) -> tuple[date, date]:
+    """First and last day on which a log file arrived (DataError: there are no logs)."""
+    days = {arrival(path.parent) for table in tables for path in log_files(logs_dir / table)}
+    if not days:
+        raise DataError(
+            f"{logs_dir}: no logs; run `tactful simulate`, or put your own there, or map them in logs.toml "
+            "(docs/logs.md)"
+        )
+    return min(days), max(days)
+
+
 def stamp_of(path: Path) -> Stamp:
     """The stamp of a file as it is now."""
     stat = path.stat()

@@ -16,12 +16,12 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import duckdb
 
-from campaign import DataError, StoreError
+from campaign import DataError, StoreError, now
 from feature_repo import aggregates
 from feature_repo.atomic import locked
 from feature_repo.contracts import LOGS
@@ -71,7 +71,7 @@ def build_snapshots(
     first, last = _possible_days(logs_dir)
     if until is not None and until > last:
         raise DataError(f"{logs_dir}: logs end on {last - _DAY}, so the last snapshot is {last}; asked until {until}")
-    until = until or min(last, _today())
+    until = until or min(last, now().date())
     features_dir.mkdir(parents=True, exist_ok=True)
     with _only_builder(features_dir) as building:
         files, before = stamps(logs_dir, LOGS), read_state(features_dir)
@@ -107,11 +107,6 @@ def build_snapshots(
 def _why_again(files: list[str], days: int) -> str:
     others = f" and {len(files) - 1} other files" if len(files) > 1 else ""
     return f"{files[0]}{others} came or changed after snapshots of its days were built: {days} days are built again"
-
-
-def _today() -> date:
-    now = os.environ.get("TACTFUL_NOW")
-    return (datetime.fromisoformat(now).astimezone(UTC) if now else datetime.now(UTC)).date()
 
 
 def _days(first: date, last: date) -> Iterator[date]:

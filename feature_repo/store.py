@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sqlite3
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from unittest import mock
 import pyarrow.parquet as pq
 import typeguard
 
-from campaign import StoreError, data_dir
+from campaign import DataError, StoreError, data_dir
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -77,6 +78,22 @@ def open_store(repo_path: Path | str | None = None) -> FeatureStore:
     return store
 
 
+def apply() -> None:
+    """What `feast apply` does, by that very command, for the profile in use (StoreError: it fails)."""
+    profile = os.environ.get("TACTFUL_STORE", "local")
+    chosen = [] if profile == "local" else ["-f", str(REPO / f"feature_store.{profile}.yaml")]
+    command = [str(Path(sys.executable).parent / "feast"), "-c", str(REPO), *chosen, "apply"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise StoreError(f"`feast apply` failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+
+
+def definitions_hash() -> str:
+    """16 hex digits over the Python and YAML files of this repository."""
+    files = sorted([*REPO.glob("*.py"), *REPO.glob("*.yaml")])
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+
+
 def import_feast() -> None:
     """Import Feast in 2.5 s of CPU instead of 5.6: without the argument checks that typeguard compiles into it.
 
@@ -112,6 +129,15 @@ def feature_schema(store: FeatureStore, service: str = "uplift_v1") -> FeatureSc
                 views[field.name] = projection.name
                 ttl_days[field.name] = ttls[projection.name] / timedelta(days=1)
     return FeatureSchema(service, tuple(types), types, views, ttl_days)
+
+
+def newest_snapshot() -> date:
+    """Day of the newest snapshot (DataError: there is none)."""
+    found = (data_dir() / "features").glob("date=*/snapshot.parquet")
+    days = [date.fromisoformat(path.parent.name.removeprefix("date=")) for path in found]
+    if not days:
+        raise DataError(f"{data_dir() / 'features'}: no snapshots; run `tactful features`")
+    return max(days)
 
 
 def snapshot_file(store: FeatureStore, day: date) -> Path:

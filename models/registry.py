@@ -59,6 +59,14 @@ def champion_tag() -> str | None:
     return read_pointer().champion
 
 
+def required_champion() -> str:
+    """Tag of the model that serves (ModelError: nothing was ever promoted)."""
+    tag = champion_tag()
+    if tag is None:
+        raise ModelError("no champion; run `tactful train`, then `tactful promote` (--force overrules the gate)")
+    return tag
+
+
 def content_hash(folder: Path) -> str:
     """12 hex digits over names and bytes of the folder's files (BentoML's own model.yaml left out)."""
     return hashlib.sha256(json.dumps(file_hashes(folder), sort_keys=True).encode()).hexdigest()[:12]

@@ -6,16 +6,17 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from campaign import ROOT, Campaign, DataError, ModelError, StoreError, TactfulError, data_dir, load_campaign
+from campaign import ROOT, Campaign, ModelError, StoreError, TactfulError, data_dir, load_campaign
 from feature_repo.contracts import LOGS
-from feature_repo.log_files import arrival, log_files
+from feature_repo.log_files import log_days, log_files
 from feature_repo.log_map import load_log_map
 from feature_repo.own_logs import own_files
+from feature_repo.store import feature_schema, newest_snapshot, open_store
 from models.registry import model_path, read_pointer
 
 Verdict = Literal["ok", "look", "mend"]
@@ -59,7 +60,7 @@ def _safely(part: str, check: Callable[[datetime], tuple[Verdict, str, str]], no
         return Finding(part, *check(now))
     except TactfulError as error:
         said, _, advice = str(error).partition("; ")
-        return Finding(part, "mend", said, advice)
+        return Finding(part, "mend", said, advice.replace("`", "").removeprefix("run "))
     except OSError as error:
         return Finding(part, "mend", f"{error.filename}: {error.strerror}", "give access, or free the disk")
 
@@ -120,15 +121,8 @@ def _disk(_: datetime) -> tuple[Verdict, str, str]:
     return "ok", f"{folder}: {free:.0f} GB free", ""
 
 
-def _log_days() -> tuple[date, date]:
-    days = {arrival(path.parent) for log in LOGS for path in log_files(data_dir() / "logs" / log)}
-    if not days:
-        raise DataError(f"{data_dir() / 'logs'}: no logs; map yours in logs.toml (docs/logs.md), or tactful simulate")
-    return min(days), max(days)
-
-
 def _logs(_: datetime) -> tuple[Verdict, str, str]:
-    first, last = _log_days()
+    first, last = log_days(data_dir() / "logs", LOGS)
     silent = [log for log in LOGS if not log_files(data_dir() / "logs" / log)]
     bad = sorted((data_dir() / "quarantine").rglob("*.parquet"))
     if "users" in silent:
@@ -141,7 +135,7 @@ def _logs(_: datetime) -> tuple[Verdict, str, str]:
 
 def _clock(now: datetime) -> tuple[Verdict, str, str]:
     """Decisions, logs and this machine live in the same time."""
-    real, last = datetime.now(UTC), _log_days()[1]
+    real, last = datetime.now(UTC), log_days(data_dir() / "logs", LOGS)[1]
     if abs(now - real) > timedelta(hours=1):
         return "look", f"$TACTFUL_NOW says {now:%Y-%m-%d %H:%M} UTC, the machine {real:%Y-%m-%d %H:%M}", ""
     if last > now.date():
@@ -152,17 +146,8 @@ def _clock(now: datetime) -> tuple[Verdict, str, str]:
     return "ok", f"{now:%Y-%m-%d %H:%M} UTC", ""
 
 
-def newest_snapshot() -> date:
-    """Day of the newest snapshot (DataError: there is none)."""
-    found = (data_dir() / "features").glob("date=*/snapshot.parquet")
-    days = [date.fromisoformat(path.parent.name.removeprefix("date=")) for path in found]
-    if not days:
-        raise DataError(f"{data_dir() / 'features'}: no snapshots; tactful features")
-    return max(days)
-
-
 def _snapshots(now: datetime) -> tuple[Verdict, str, str]:
-    newest, possible = newest_snapshot(), min(_log_days()[1] + timedelta(days=1), now.date())
+    newest, possible = newest_snapshot(), min(log_days(data_dir() / "logs", LOGS)[1] + timedelta(days=1), now.date())
     if newest < possible:
         return "look", f"newest of {newest}; the logs allow {possible}", "tactful features"
     return "ok", f"newest of {newest}", ""
@@ -173,7 +158,6 @@ def _features_online(_: datetime) -> tuple[Verdict, str, str]:
     import pyarrow.parquet as pq
 
     from feature_repo.retrieval import online_features
-    from feature_repo.store import feature_schema, open_store
 
     newest, store = newest_snapshot(), open_store()
     with pq.ParquetFile(data_dir() / "features" / f"date={newest}" / "snapshot.parquet") as file:
@@ -201,7 +185,6 @@ def _model(_: datetime) -> tuple[Verdict, str, str]:
 
 
 def _fits(campaign: Campaign, folder: Path, tag: str) -> None:
-    from feature_repo.store import feature_schema, open_store
     from models.forward import NumpyModel
 
     spec = NumpyModel.load(folder).spec

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from campaign import Campaign, DataError, ModelError
+from campaign import Campaign, DataError
 from feature_repo.store import feature_schema, open_store
 from models.forward import NumpyModel
 from models.frame import countable, decision_features, known_users, read_decisions
 from models.outcomes import measure_outcomes
 from models.predictions import predict_frame, prediction_columns
-from models.registry import champion_tag, model_path
+from models.registry import model_path, required_champion
 from models.splits import split_of
 from monitoring.weekly import WeekInputs
 
@@ -52,9 +52,7 @@ def weekly_inputs(campaign: Campaign, data: Path, day: date, as_of: datetime) ->
 
     Raises: ModelError: there is no champion. DataError: there are no decisions, or none could be in that week.
     """
-    tag = champion_tag()
-    if tag is None:
-        raise ModelError("no champion to monitor; run `tactful train`, then `tactful promote`")
+    tag = required_champion()
     folder = model_path(tag)
     model = NumpyModel.load(folder)
     profile = json.loads((folder / "reference_profile.json").read_text(encoding="utf-8"))

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from campaign import TactfulError, load_campaign
+from feature_repo.store import newest_snapshot, open_store
 from models.registry import read_pointer
-from monitoring.doctor import newest_snapshot
 
 
 def status(data: Path, decided_today: Counter[str]) -> dict[str, Any]:
@@ -43,8 +43,6 @@ def _or_none(read: Any) -> str | None:
 
 def _materialized() -> str | None:
     """Until when every view of the feature store was materialized, as Feast's registry has it."""
-    from feature_repo.store import open_store
-
     ends: list[datetime | None] = [view.most_recent_end_time for view in open_store().list_feature_views()]
     known = [end for end in ends if end is not None]
     return f"{min(known):%Y-%m-%d %H:%M} UTC" if known and len(known) == len(ends) else None

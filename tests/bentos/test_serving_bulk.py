@@ -25,14 +25,16 @@ pytestmark = [
 def inside(world, monkeypatch):
     """This process lives in the world."""
     from bentoml._internal.configuration.containers import BentoMLContainer
+    from bentoml._internal.models import ModelStore
 
     monkeypatch.setenv("TACTFUL_DATA", str(world / "data"))
     monkeypatch.setenv("TACTFUL_FEATURE_REPO", str(world / "repo"))
     monkeypatch.setenv("TACTFUL_NOW", NOW.isoformat())
     monkeypatch.delenv("TACTFUL_STORE", raising=False)
-    BentoMLContainer.bentoml_home.set(str(world / "bentoml"))
+    # the store itself, not its folder: it is made once, by whatever test asks first
+    BentoMLContainer.model_store.set(ModelStore(str(world / "bentoml" / "models")))
     yield world
-    BentoMLContainer.bentoml_home.reset()
+    BentoMLContainer.model_store.reset()
 
 
 async def decide(users, jump=None, monkeypatch=None):

@@ -51,8 +51,8 @@ def test_doctor_of_nothing_says_where_to_begin(tmp_path, monkeypatch):
     monkeypatch.setenv("TACTFUL_DATA", str(tmp_path / "data"))
     found = {f.part: f for f in examine(datetime.now(UTC))}
     assert {part: f.fix for part, f in found.items() if f.verdict == "mend"} == {
-        "logs": "map yours in logs.toml (docs/logs.md), or tactful simulate",
-        "clock": "map yours in logs.toml (docs/logs.md), or tactful simulate",
+        "logs": "tactful simulate, or put your own there, or map them in logs.toml (docs/logs.md)",
+        "clock": "tactful simulate, or put your own there, or map them in logs.toml (docs/logs.md)",
         "snapshots": "tactful features",
         "online store": "tactful features",
         "model": "tactful train, then tactful promote",

@@ -15,8 +15,8 @@ from starlette.middleware import Middleware
 
 from bentos.logs import JsonLines
 from bentos.security import Gate
-from bentos.settings import Settings, now
-from campaign import ROOT, CampaignError
+from bentos.settings import Settings
+from campaign import ROOT, CampaignError, now
 
 
 class Quiet:
