@@ -11,6 +11,7 @@ import difflib
 import gzip
 import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -323,6 +324,8 @@ def _line(
         rule = f"cannot be read as {READS[kind]}"
         if kind == "timestamp" and source is not None:
             advice = _time_advice(source)
+        elif kind == "float" and re.fullmatch(r"-?[\d.]*,\d+", str(example)):
+            advice = 'say decimal = "," of the table'
     elif rule == "must not be null":
         rule, advice = "is empty", "give a `default`, or leave the rows out with `where`"
     elif rule.startswith("must be one of"):

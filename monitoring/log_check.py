@@ -25,6 +25,7 @@ from feature_repo.log_reader import Reading
 from feature_repo.own_logs import PREFIX, convert, folder_of, own_files, refuse_others
 from models.challenger import MIN_ROWS
 from models.frame import read_decisions, sieve
+from models.log_checks import check_log
 from models.outcomes import MEASURES, measure_outcomes
 from models.splits import split_of
 from monitoring.doctor import Finding
@@ -127,8 +128,9 @@ def _table(logs: Logs, table: str, campaign: Campaign, now: datetime) -> Finding
         return _absent(table, campaign)
     rows, usable = sum(r.rows for r in readings), sum(r.usable for r in readings)
     problems = [problem for reading in readings for problem in reading.problems]
-    said = f"{usable:,} of {rows:,} rows usable, {len(readings):,} files"
+    said = f"{usable:,} of {rows:,} rows usable, {len(readings):,} file{'s' if len(readings) > 1 else ''}"
     if problems:
+        said = said if rows else "cannot be read as it is mapped"
         more = [f"and {len(problems) - SHOWN} more problems"] if len(problems) > SHOWN else []
         return Finding(table, "mend", said, "\n".join(problems[:SHOWN] + more))
     column = "decided_at" if table == "decisions" else "event_timestamp"
@@ -204,9 +206,39 @@ def _decisions(logs: Logs, campaign: Campaign) -> Iterator[Finding]:
     known = _had_profile(logs, kept)
     dropped["about users without a profile the day before"] = int((~known).sum())
     kept = kept[known].reset_index(drop=True)
+    yield _repeated(logs)
     yield _usable(log, kept, dropped, campaign, as_of)
     if len(kept):
+        yield _draw(kept)
         yield _outcomes(logs, kept, campaign, as_of)
+
+
+def _repeated(logs: Logs) -> Finding:
+    """Rows with the key of another count once; two arms at the same time are two decisions that the log mixes up."""
+    with duckdb.connect() as connection:
+        rows, keys, torn = connection.execute(
+            "SELECT sum(n), count(*), count_if(arms > 1) FROM (SELECT count(*) AS n, count(DISTINCT arm) AS arms "
+            "FROM read_parquet($f, union_by_name = true) GROUP BY decision_id)",
+            {"f": logs.files("decisions")},
+        ).fetchone() or (0, 0, 0)
+    if rows == keys:
+        return Finding("decision keys", "ok", f"{keys:,} decisions, each once")
+    said = f"{rows - keys:,} of {rows:,} rows have the key of another (user and time, where none is mapped)"
+    if torn:
+        fix = f"{torn:,} decisions have two arms, and which one counts is chance: map decision_id, or a finer time"
+        return Finding("decision keys", "look", said, fix)
+    return Finding("decision keys", "ok", f"{said} and count once")
+
+
+def _draw(kept: pd.DataFrame) -> Finding:
+    """Whether arms were drawn with the probabilities given: what training asks before anything else."""
+    checks = check_log(kept.drop(columns="feature_timestamp"))
+    failed = checks[checks["status"] == "fail"]
+    if failed.empty:
+        return Finding("draw", "ok", f"arms were drawn with the probabilities given ({len(checks)} checks)")
+    said = "; ".join(f"{row['check']}: {row['detail']}" for row in failed.to_dict("records"))
+    fix = "give the probability with which each arm was drawn; leave out with `where` what was not drawn at random"
+    return Finding("draw", "mend", said, fix)
 
 
 def _had_profile(logs: Logs, decisions: pd.DataFrame) -> pd.Series:
@@ -234,10 +266,12 @@ def _usable(
         told = ", ".join(f"{split} {count:,}" for split, count in few.items())
         fix = f"each split needs {MIN_ROWS:,}: {told}; bring more decisions, or wait"
         return Finding("decisions used", "mend", said + (f"; {left}" if left else ""), fix)
-    if any(counts.get(k, 0) == 0 for k in range(len(campaign.arm))):
-        return Finding(
-            "decisions used", "mend", said, "an arm without decisions cannot be learned; take it out of campaign.toml"
-        )
+    if counts.get(0, 0) == 0:
+        fix = "without users who were drawn to get no message nothing can be compared; bring those decisions too"
+        return Finding("decisions used", "mend", said, fix)
+    if any(counts.get(k, 0) == 0 for k in range(1, len(campaign.arm))):
+        fix = "an arm without decisions cannot be learned; take it out of campaign.toml"
+        return Finding("decisions used", "mend", said, fix)
     return Finding("decisions used", "ok", said + (f"; {left}" if left else ""))
 
 

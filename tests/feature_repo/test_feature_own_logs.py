@@ -282,7 +282,7 @@ def test_check_keeps_good_rows_apart_and_shows_strangers_and_clocks(mapped, tmp_
     with pytest.raises(DataError, match="cannot be read as a time: 1 of 3 rows, for example row 2: 'never'"):
         mapped(USERS + events, u_csv=ROWS, m_csv=rows)
     found = verdicts(tmp_path / "other")
-    assert found["messages"].found == "2 of 3 rows usable, 1 files"
+    assert found["messages"].found == "2 of 3 rows usable, 1 file"
     assert "1 rows of messages belong to 1 others, for example '55'" in found["profiles"].found
     mapped(USERS + events, m_csv=rows.replace("8,never,none\n", ""))
     found = verdicts(tmp_path / "other")
@@ -297,3 +297,49 @@ def test_check_reads_logs_of_our_own_form(exported, monkeypatch):
     assert f" of {len(log):,} by 2026-11-24" in found["decisions used"].found
     kept = int(found["decisions used"].found.split()[0].replace(",", ""))
     assert 0 < kept < len(log)
+
+
+SENDS = """timezone = "Asia/Tokyo"
+[users]
+files = "u.csv"
+columns.country = {value = "JP"}
+columns.device = {value = "web"}
+columns.plan = {value = "free"}
+[subscriptions]
+files = "s.csv"
+delimiter = ";"
+columns.event = {value = "start"}
+[decisions]
+files = "d.csv"
+delimiter = ";"
+propensities = {none = 0.7, premium_offer = 0.3}
+columns.decided_at = {column = "day", format = "%Y年%m月%d日"}
+columns.arm = {column = "group", values = {0 = "none", 1 = "premium_offer"}}
+"""
+
+
+def test_check_names_an_arm_drawn_otherwise_a_torn_key_and_a_decimal_comma(mapped, tmp_path):
+    """Half of 600 got the message, not 30%; days in place of times make two decisions of one user the same."""
+    users = "user_id,signup_at\n" + "".join(f"{i:04d},2026-01-01\n" for i in range(600))
+    lines = [f"{i:04d};2026年08月{1 + i % 28:02d}日;{i % 2}" for i in range(600)] + ["0000;2026年08月01日;1"]
+    prices = "user_id;event_timestamp;price\n0001;2026-09-01 10:00;9,99\n0001;2026-11-01 10:00;9\n"
+    with pytest.raises(DataError, match=r'for example row 1: .9,99.; say decimal = "," of the table'):
+        mapped(SENDS, u_csv=users, d_csv="user_id;day;group\n" + "\n".join(lines) + "\n", s_csv=prices)
+    found = verdicts(tmp_path / "other")
+    assert found["decisions"].found == "601 of 601 rows usable, 1 file, 2026-07-31 to 2026-08-27"
+    assert found["decision keys"].verdict == "look"
+    assert found["decision keys"].found.startswith("1 of 601 rows have the key of another")
+    assert found["decision keys"].fix.startswith("1 decisions have two arms")
+    assert found["draw"].verdict == "mend"
+    assert "share of arm 0: " in found["draw"].found
+    assert "expected 0.7 " in found["draw"].found
+
+
+def test_check_asks_for_control_where_everybody_got_the_message(mapped, tmp_path):
+    users = "user_id,signup_at\n" + "".join(f"{i:04d},2026-01-01\n" for i in range(4000))
+    lines = "".join(f"{i:04d};2026年08月{1 + i % 28:02d}日;1\n" for i in range(4000))
+    prices = "user_id;event_timestamp;price\n0001;2026-11-01 10:00;9\n"
+    mapped(SENDS, u_csv=users, d_csv="user_id;day;group\n" + lines, s_csv=prices)
+    found = verdicts(tmp_path / "data")
+    assert found["decisions used"].verdict == "mend"
+    assert "drawn to get no message" in found["decisions used"].fix
