@@ -8,7 +8,7 @@ returns, and what this join does not cover is left to it.
 
 import atexit
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -48,10 +48,11 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):
         flags = (full_feature_names, filter_by_created_timestamp)
         job: Any = DuckDBOfflineStore.get_historical_features(*asked, *flags)
         if all(is_parquet(view.batch_source) for view in feature_views):
-            views = [_asked(view, feature_refs, full_feature_names) for view in feature_views]
+            views = [asked_of(view, feature_refs, full_feature_names) for view in feature_views]
             # Feast has by now parsed text timestamps in place.
             when = infer_event_timestamp_from_entity_df(dict(zip(entity_df.columns, entity_df.dtypes, strict=True)))
-            job.table = _join(ibis.memtable(entity_df), when, views, filter_by_created_timestamp, str(config.repo_path))
+            engine = Engine(lambda source: _read_data_source(source, str(config.repo_path)), _asof)
+            job.table = join(ibis.memtable(entity_df), when, views, filter_by_created_timestamp, engine)
         return job  # type: ignore[no-any-return]
 
 
@@ -64,6 +65,17 @@ class Asked(NamedTuple):
     ttl: timedelta | None
 
 
+class Engine(NamedTuple):
+    """What engines do in their own way.
+
+    `read` gives the rows of a source; `newest` joins to each row of the first table the newest of the second with the
+    same keys (column of the first -> of the second) whose last argument's column is not after the fourth's.
+    """
+
+    read: Callable[[FileSource], Table]
+    newest: Callable[[Table, Table, dict[str, str], str, str], Table]
+
+
 def is_parquet(source: Any) -> bool:
     """Whether a source is Parquet files, which DuckDB reads itself."""
     return isinstance(source, FileSource) and (
@@ -72,7 +84,8 @@ def is_parquet(source: Any) -> bool:
     )
 
 
-def _asked(view: Any, refs: Sequence[str], full_names: bool) -> Asked:
+def asked_of(view: Any, refs: Sequence[str], full_names: bool) -> Asked:
+    """What the references ask of one view."""
     prefix = f"{view.projection.name_to_use()}:"
     names = [ref.removeprefix(prefix) for ref in refs if ref.startswith(prefix)]
     label = f"{view.projection.name_alias or view.name}__" if full_names else ""
@@ -80,7 +93,7 @@ def _asked(view: Any, refs: Sequence[str], full_names: bool) -> Asked:
     return Asked(view.batch_source, keys, {name: label + name for name in names}, view.ttl or None)
 
 
-def _join(entities: Table, when: str, views: list[Asked], created_filter: bool, repo_path: str) -> Table:
+def join(entities: Table, when: str, views: list[Asked], created_filter: bool, engine: Engine) -> Table:
     """Entity rows with the columns asked for, in Feast's order: those of the entities, then view by view."""
     groups: list[list[Asked]] = []  # views answered by one join
     for view in views:
@@ -90,7 +103,11 @@ def _join(entities: Table, when: str, views: list[Asked], created_filter: bool, 
         group.append(view)
     joined = entities
     for number, group in enumerate(groups):
-        joined = _asof(joined, when, group, created_filter, repo_path, f"__{number}_")
+        prefix, view = f"__{number}_", group[0]
+        columns = sorted({column for view in group for column in view.columns})
+        history = _history(engine.read(view.source), view, columns, created_filter, prefix)
+        keys = {entity: prefix + key for key, entity in view.keys.items()}
+        joined = engine.newest(joined, history, keys, when, f"{prefix}known")
     prefix_of = {id(view): f"__{number}_" for number, group in enumerate(groups) for view in group}
     features = [value for view in views for value in _values(joined, when, view, prefix_of[id(view)])]
     return joined.select([joined[name] for name in entities.columns] + features)
@@ -105,24 +122,18 @@ def _values(joined: Table, when: str, view: Asked, prefix: str) -> Iterator[Valu
         yield value.name(name)
 
 
-def _asof(entities: Table, when: str, group: list[Asked], created_filter: bool, repo_path: str, prefix: str) -> Table:
-    """The newest row of one source as known at each entity row, its columns with a prefix."""
-    source, keys = group[0].source, group[0].keys
-    columns = {column for view in group for column in view.columns}
-    history = _history(source, list(keys), sorted(columns), created_filter, repo_path, prefix)
-    same = [entities[entity] == history[prefix + key] for key, entity in keys.items()]
-    return entities.asof_join(history, on=entities[when] >= history[f"{prefix}known"], predicates=same)
+def _asof(entities: Table, history: Table, keys: dict[str, str], when: str, known: str) -> Table:
+    same = [entities[entity] == history[key] for entity, key in keys.items()]
+    return entities.asof_join(history, on=entities[when] >= history[known], predicates=same)
 
 
-def _history(
-    source: FileSource, keys: list[str], columns: list[str], created_filter: bool, repo_path: str, prefix: str
-) -> Table:
+def _history(table: Table, view: Asked, columns: list[str], created_filter: bool, prefix: str) -> Table:
     """Rows of a source that were at some time the newest known of their key, from `known` on.
 
     With the created filter a row is known once its event is past and it has been created. A row that comes late, when
     a later event is known already, never becomes the newest; of rows with one event time the last created one does.
     """
-    table = _read_data_source(source, repo_path)
+    source, keys = view.source, list(view.keys)
     table = table.rename({new: old for old, new in source.field_mapping.items() if old in table.columns})
     ts = table[source.timestamp_field].cast("timestamp('UTC')")
     created = table[source.created_timestamp_column].cast("timestamp('UTC')") if source.created_timestamp_column else ts
@@ -138,9 +149,17 @@ def _history(
         "group_by": [table[prefix + key] for key in keys],
         "order_by": [known, ts, created.asc(nulls_first=True)],
     }
-    newest = ts.max().over(ibis.window(**order, following=0))
-    next_known = known.lead().over(ibis.window(**order))
-    return table.filter((ts == newest) & (next_known.isnull() | (next_known != known))).drop(f"{prefix}created")
+    newest, following = prefix + "newest", prefix + "next"
+    # named first: in a filter they would become QUALIFY, which is not translated well for Spark
+    table = table.mutate(
+        **{
+            newest: ts.max().over(ibis.window(**order, following=0)),
+            following: known.lead().over(ibis.window(**order)),
+        }
+    )
+    last_of_its_moment = table[following].isnull() | (table[following] != table[f"{prefix}known"])
+    kept = table.filter((table[f"{prefix}ts"] == table[newest]) & last_of_its_moment)
+    return kept.drop(f"{prefix}created", newest, following)
 
 
 def _close() -> None:

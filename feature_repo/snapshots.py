@@ -66,8 +66,7 @@ def build_snapshots(
         DataError: there are no logs, or they end before `until`, or a log file cannot be read.
         StoreError: another process is building into the same folder; there is no such engine, or it does not start.
     """
-    if engine not in ENGINES:
-        raise StoreError(f"engine == {engine!r}; expected {' or '.join(ENGINES)} ($TACTFUL_ENGINE)")
+    _check_engine(engine)
     first, last = _possible_days(logs_dir)
     if until is not None and until > last:
         raise DataError(f"{logs_dir}: logs end on {last - _DAY}, so the last snapshot is {last}; asked until {until}")
@@ -102,6 +101,18 @@ def build_snapshots(
                     _build(con, days, first, building, put)
         write_state(features_dir, files)
     return days
+
+
+def on_spark() -> bool:
+    """Whether $TACTFUL_ENGINE asks for Spark (StoreError: it names no engine)."""
+    engine = os.environ.get("TACTFUL_ENGINE", "duckdb")
+    _check_engine(engine)
+    return engine == "spark"
+
+
+def _check_engine(engine: str) -> None:
+    if engine not in ENGINES:
+        raise StoreError(f"engine == {engine!r}; expected {' or '.join(ENGINES)} ($TACTFUL_ENGINE)")
 
 
 def _why_again(files: list[str], days: int) -> str:

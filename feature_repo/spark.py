@@ -28,7 +28,7 @@ from feature_repo import aggregates
 from feature_repo.contracts import LOGS
 
 if TYPE_CHECKING:
-    from pyspark.sql import SparkSession  # type: ignore[import-not-found]
+    from pyspark.sql import DataFrame, SparkSession  # type: ignore[import-not-found]
 
 CHUNK_DAYS = 32  # computed by one job; bounds what Spark spills
 SQL_TYPES = {"string": "STRING", "timestamp": "TIMESTAMP", "integer": "BIGINT", "float": "DOUBLE"}
@@ -98,14 +98,15 @@ def build(
         done: called with each day in order.
     """
     spark = session()
-    with _reading(building):
+    told = f"{building.parent}: Spark could not build the snapshots"
+    with failing(told):
         for log, files in logs.items():
-            _raw(spark, log, files)
+            read_log(spark, log, files).createOrReplaceTempView(f"raw_{log}")
         for sql in _DAILY:
             _table(spark, building, sql)
     for chunk in chunks:
         span = {"first": chunk[0], "last": chunk[-1], "first_ever": first_ever}
-        with _reading(building):
+        with failing(told):
             _table(spark, building, aggregates.ASOF, span)
             _table(spark, building, aggregates.FEATURES)
             _write(spark, building / "parts")
@@ -126,8 +127,8 @@ _DAILY = (
 
 
 @contextmanager
-def _reading(building: Path) -> Iterator[None]:
-    """Turn what Spark says of a failed job into our errors; nothing has been put in place by then."""
+def failing(told: str) -> Iterator[None]:
+    """Turn what Spark says of a failed job into our error, beginning with `told`; nothing is in place by then."""
     from py4j.protocol import Py4JError  # type: ignore[import-not-found]
     from pyspark.errors import PySparkException
 
@@ -135,19 +136,19 @@ def _reading(building: Path) -> Iterator[None]:
         yield
     except (PySparkException, Py4JError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        ours = [line.partition("Error: ")[2] for line in lines if line.startswith("campaign.")]
         causes = [line for line in lines if line.startswith("Caused by")]
-        reason = (causes or lines or [type(error).__name__])[-1 if causes else 0][:500]
+        reason = ours[0] if ours else (causes or lines or [type(error).__name__])[-1 if causes else 0][:500]
         raise DataError(
-            f"{building.parent}: Spark could not build the snapshots: {reason}; `tactful check` names a log file that "
-            "cannot be read; then run the same command again: finished days are kept"
+            f"{told}: {reason}; `tactful check` names a log file that cannot be read; then run the same command again: "
+            "what is finished is kept"
         ) from None
 
 
-def _raw(spark: SparkSession, log: str, files: list[str]) -> None:
-    """View raw_<log>: the columns of the contract, in the types of aggregates.py; absent ones are null."""
+def read_log(spark: SparkSession, log: str, files: list[str]) -> DataFrame:
+    """Rows of a log: the columns of the contract, in the types of aggregates.py; absent ones are null."""
     schema = ", ".join(f"{name} {SQL_TYPES[column.kind]}" for name, column in LOGS[log].columns.items())
-    frame = spark.read.schema(schema).parquet(*files) if files else spark.createDataFrame([], schema)
-    frame.createOrReplaceTempView(f"raw_{log}")
+    return spark.read.schema(schema).parquet(*files) if files else spark.createDataFrame([], schema)
 
 
 def _table(spark: SparkSession, building: Path, sql: str, values: dict[str, Any] | None = None) -> None:

@@ -20,6 +20,7 @@ import pandas as pd
 
 from campaign import Campaign, DataError
 from feature_repo.atomic import replacing, write_text
+from feature_repo.snapshots import on_spark
 from feature_repo.store import FeatureSchema, feature_schema, open_store
 from models.certification import Guardrail
 from models.choice import SHARES, Choice, choose_policy
@@ -110,7 +111,7 @@ def train_challenger(
     """
     store = open_store()
     schema = feature_schema(store)
-    frame = training_frame(store, read_decisions(data / "decisions"), campaign, data / "logs", as_of)
+    frame = _training_frame(store, campaign, data, as_of)
     frame["split"] = split_of(frame["user_id"], campaign.splits)
     return fit_and_report(
         campaign,
@@ -124,6 +125,16 @@ def train_challenger(
         since=since,
         page=page,
     )
+
+
+def _training_frame(store: Any, campaign: Campaign, data: Path, as_of: datetime) -> pd.DataFrame:
+    """The frame, made where $TACTFUL_ENGINE says."""
+    if not on_spark():
+        return training_frame(store, read_decisions(data / "decisions"), campaign, data / "logs", as_of)
+    from models.spark_frame import read_frame, write_training_frame  # only here: most machines have no PySpark
+
+    write_training_frame(store, data / "decisions", campaign, data / "logs", as_of, data / "frame")
+    return read_frame(data / "frame")
 
 
 def fit_and_report(

@@ -42,19 +42,27 @@ def read_decisions(decisions_dir: Path) -> pd.DataFrame:
 
     Raises: DataError: there is no decision log.
     """
-    files = sorted(decisions_dir.glob("date=*/*.parquet"))
-    if not files:
-        raise DataError(
-            f"{decisions_dir}: no decisions; bring those of your random phase by [decisions] of logs.toml, or as "
-            "date=YYYY-MM-DD/*.parquet (docs/logs.md); `tactful simulate` writes some"
-        )
-    data = ds.dataset([str(file) for file in files], format="parquet")
+    data = ds.dataset(decision_files(decisions_dir), format="parquet")
     if "experiment" not in data.schema.names:  # the first file's schema; one from before experiments has no such column
         data = data.replace_schema(data.schema.append(pa.field("experiment", pa.string())))
     frame: pd.DataFrame = (
         data.to_table(columns=COLUMNS).to_pandas().sort_values(["decided_at", "decision_id"], ignore_index=True)
     )
     return frame.drop_duplicates("decision_id", ignore_index=True)
+
+
+def decision_files(decisions_dir: Path) -> list[str]:
+    """The files of the compacted decisions, by day.
+
+    Raises: DataError: there are none.
+    """
+    files = sorted(decisions_dir.glob("date=*/*.parquet"))
+    if not files:
+        raise DataError(
+            f"{decisions_dir}: no decisions; bring those of your random phase by [decisions] of logs.toml, or as "
+            "date=YYYY-MM-DD/*.parquet (docs/logs.md); `tactful simulate` writes some"
+        )
+    return [str(file) for file in files]
 
 
 def countable(decisions: pd.DataFrame, campaign: Campaign, as_of: datetime) -> pd.DataFrame:

@@ -78,22 +78,34 @@ def measure_outcomes(
 def _measure(
     connection: duckdb.DuckDBPyConnection, logs_dir: Path, outcome: OutcomeSpec, as_of: datetime
 ) -> np.ndarray:
-    measure = MEASURES[outcome.measure]
-    files = log_files(logs_dir / measure.table)
+    ((oldest,),) = connection.execute("SELECT min(decided_at) FROM decisions").fetchall()
+    files = outcome_files(logs_dir, outcome, oldest)
+    connection.read_parquet(files, hive_partitioning=False).create_view("raw", replace=True)
+    query = outcome_sql(outcome) + " ORDER BY row"
+    return np.asarray(connection.execute(query, outcome_values(outcome, as_of)).fetchnumpy()["y"], dtype=float)
+
+
+def outcome_files(logs_dir: Path, outcome: OutcomeSpec, oldest_us: int | None) -> list[str]:
+    """Log files that can hold what follows a decision taken at `oldest_us` (microseconds since 1970) or later."""
+    table = MEASURES[outcome.measure].table
+    files = log_files(logs_dir / table)
     if not files:
         raise DataError(
-            f"{logs_dir / measure.table}: no Parquet files, and outcome {outcome.name!r} is measured from "
+            f"{logs_dir / table}: no Parquet files, and outcome {outcome.name!r} is measured from "
             "them; bring that table, or take the outcome out of campaign.toml (`tactful check` says which)"
         )
     # partitions are by arrival, and a clock may run a day ahead (feature_repo.contracts): earlier ones cannot count
-    (oldest,) = connection.execute("SELECT min(decided_at) FROM decisions").fetchone() or (None,)
-    first = np.datetime64(oldest or 0, "us").astype("datetime64[D]") - 1
-    files = [file for file in files if file.parent.name >= f"date={first}"] or files[-1:]
-    query = f"""
+    first = np.datetime64(oldest_us or 0, "us").astype("datetime64[D]") - 1
+    return [str(file) for file in [f for f in files if f.parent.name >= f"date={first}"] or files[-1:]]
+
+
+def outcome_sql(outcome: OutcomeSpec) -> str:
+    """Columns row and y of the table `decisions` (row, user_id, decided_at in microseconds), from the log `raw`."""
+    measure = MEASURES[outcome.measure]
+    return f"""
         WITH delivered AS (
             SELECT *, row_number() OVER (PARTITION BY {measure.key} ORDER BY created_timestamp) AS delivery
-            FROM read_parquet($files, hive_partitioning = false)
-            WHERE epoch_us(created_timestamp) < $as_of AND {measure.where}
+            FROM raw WHERE epoch_us(created_timestamp) < $as_of AND {measure.where}
         ), events AS (
             SELECT *, epoch_us(event_timestamp) AS happened_at FROM delivered WHERE delivery = 1
         ), measured AS (
@@ -103,12 +115,14 @@ def _measure(
                 AND events.happened_at < decisions.decided_at + $window_days * {DAY}
             GROUP BY decisions.row
         )
-        SELECT coalesce(y, 0) AS y FROM decisions LEFT JOIN measured USING (row) ORDER BY row
+        SELECT row, coalesce(y, 0) AS y FROM decisions LEFT JOIN measured USING (row)
     """
-    parameters = {
-        "files": [str(file) for file in files],
+
+
+def outcome_values(outcome: OutcomeSpec, as_of: datetime) -> dict[str, int]:
+    """The values of `outcome_sql`."""
+    return {
         "as_of": int(pd.Timestamp(as_of).timestamp()) * 1_000_000,
         "first_day": outcome.first_day,
         "window_days": outcome.window_days,
     }
-    return np.asarray(connection.execute(query, parameters).fetchnumpy()["y"], dtype=float)

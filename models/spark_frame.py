@@ -1,0 +1,121 @@
+"""The training frame on Spark: what models/frame.py does in memory, for decision logs that do not fit there.
+
+The rules are those of models/frame.py itself, run on all decisions of a share of the users at a time; features come
+from the join of feature_repo/spark_join.py, outcomes from the SQL of models/outcomes.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import pyarrow as pa
+
+from campaign import Campaign, DataError
+from feature_repo import spark as engine
+from feature_repo.atomic import replacing
+from feature_repo.spark_join import historical_features
+from feature_repo.store import feature_schema
+from models.frame import COLUMNS, decision_files, sieve
+from models.outcomes import MEASURES, outcome_files, outcome_sql, outcome_values
+
+if TYPE_CHECKING:
+    from pyspark.sql import DataFrame  # type: ignore[import-not-found]
+
+USERS_OF_TASK = 50_000  # decisions sieved at once; bounds the memory of a worker
+SQL_TYPES = {
+    "decided_at": "TIMESTAMP",
+    "feature_timestamp": "TIMESTAMP",
+    "arm": "BIGINT",
+    "hour": "BIGINT",
+    "propensity": "DOUBLE",
+    "propensities": "ARRAY<DOUBLE>",
+}
+"""Of the columns of a decision that are no strings."""
+NOT_KEPT = ("salts", "experiment")
+
+
+def write_training_frame(
+    store: Any, decisions_dir: Path, campaign: Campaign, logs_dir: Path, as_of: datetime, out: Path
+) -> int:
+    """Write `models.frame.training_frame` as a folder of Parquet files, which `models.stream.fit_parquet` reads.
+
+    Args:
+        store: an applied feature store.
+        decisions_dir: compacted decisions.
+        campaign: arms, outcomes and windows.
+        logs_dir: raw logs.
+        as_of: nothing that arrived at this instant or later is used.
+        out: replaced when everything is written; on a file system that all workers share.
+
+    Returns: number of rows.
+    Raises: DataError: as `training_frame`; Spark cannot read something.
+    """
+    schema = feature_schema(store)
+    steps = out.with_name(f".{out.name}.steps")
+    with replacing(out) as aside, engine.failing(f"{out}: Spark could not make the training frame"):
+        # written down between the steps: what is on disk need not be computed again when a worker dies
+        counted = _written(_counted(decisions_dir, campaign, as_of), steps / "decisions")
+        if counted.isEmpty():
+            raise DataError(f"{decisions_dir}: no usable decision by {as_of}; `tactful train` without Spark counts why")
+        entities = counted.withColumn("event_timestamp", counted["decided_at"])
+        known = " OR ".join(f"{name} IS NOT NULL" for name in schema.views)
+        frame = historical_features(store, entities).where(known)
+        for outcome in campaign.outcome:
+            y = _written(_measured(counted, logs_dir, outcome, as_of), steps / outcome.name)
+            frame = frame.join(y, "decision_id")
+        rows: int = _written(frame, aside).count()
+    shutil.rmtree(steps)
+    return rows
+
+
+def read_frame(folder: Path) -> pd.DataFrame:
+    """The frame in memory, its rows in the order of `models.frame.training_frame`."""
+    return pd.read_parquet(folder).sort_values(["decided_at", "decision_id"], ignore_index=True)
+
+
+def _written(frame: DataFrame, folder: Path) -> DataFrame:
+    frame.write.mode("overwrite").parquet(folder.as_uri())
+    return frame.sparkSession.read.parquet(folder.as_uri())
+
+
+def _counted(decisions_dir: Path, campaign: Campaign, as_of: datetime) -> DataFrame:
+    """Decisions that count, by `models.frame.sieve`; a user's decisions meet in one task."""
+    kinds = ", ".join(f"{name} {SQL_TYPES.get(name, 'STRING')}" for name in COLUMNS)
+    decisions = engine.session().read.schema(kinds).parquet(*decision_files(decisions_dir))
+    tasks = max(1, decisions.count() // USERS_OF_TASK)
+    arms = len(campaign.arm)
+
+    def counted(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        parts = list(batches)
+        if not sum(part.num_rows for part in parts):
+            return
+        table = pa.Table.from_batches(parts)
+        frame = table.to_pandas().sort_values(["decided_at", "decision_id"], ignore_index=True)
+        kept, _ = sieve(frame.drop_duplicates("decision_id", ignore_index=True), campaign, as_of)
+        unknown = kept[~kept["arm"].between(0, arms - 1)]
+        if len(unknown):
+            first = unknown.iloc[0]
+            raise DataError(f"decision {first['decision_id']}: arm {first['arm']}; campaign.toml has 0..{arms - 1}")
+        yield from pa.Table.from_pandas(kept, table.schema, preserve_index=False).to_batches()
+
+    kept = decisions.repartition(tasks, "user_id").mapInArrow(counted, decisions.schema)
+    return kept.drop(*NOT_KEPT)
+
+
+def _measured(counted: DataFrame, logs_dir: Path, outcome: Any, as_of: datetime) -> DataFrame:
+    """decision_id and y_<name> of every decision."""
+    spark = counted.sparkSession
+    rows = counted.selectExpr("decision_id AS row", "user_id", "unix_micros(decided_at) AS decided_at")
+    rows.createOrReplaceTempView("decisions")
+    oldest = spark.sql("SELECT min(decided_at) AS oldest FROM decisions").first().oldest
+    table = MEASURES[outcome.measure].table
+    engine.read_log(spark, table, outcome_files(logs_dir, outcome, oldest)).createOrReplaceTempView("raw")
+    _, query = engine.translate(f"CREATE TEMP TABLE y AS {outcome_sql(outcome)}")
+    return spark.sql(query, outcome_values(outcome, as_of)).selectExpr(
+        "row AS decision_id", f"CAST(y AS DOUBLE) AS y_{outcome.name}"
+    )
