@@ -33,8 +33,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import typer
 
-from campaign import Campaign, DataError, data_dir, load_campaign, now
-from models.registry import required_champion
+from campaign import Campaign, DataError, ModelError, data_dir, load_campaign, now
+from models.registry import read_pointer, required_champion
 from monitoring import logs
 from monitoring.experiment.commands import app as experiment_app
 from monitoring.terminal import DATE, JsonOption, alone, answer, bar, err, out, print_frame, run_app, step
@@ -150,7 +150,8 @@ def simulate(
             holdout_share=campaign.assignment.holdout_share,
             progress=lambda share: progress(round(share * 1000), 1000),
         )
-    out.print(f"logs: {world['users']:,} users, {world['start']} to {world['end']}, in {data_dir() / 'logs'}")
+    last = date.fromisoformat(world["end"]) - timedelta(days=1)
+    out.print(f"logs: {world['users']:,} users, {world['start']} to {last}, in {data_dir() / 'logs'}")
 
 
 @app.command()
@@ -542,7 +543,7 @@ def run(
         if needed:
             train(datetime.combine(last - timedelta(days=7), datetime.min.time()))
             promote()
-            required_champion()  # without one nothing below can work, and the next run must try again
+            _require_promotion(users)
     with step("decisions", **world) as needed:
         if needed:
             _serve_a_day(last)
@@ -556,8 +557,22 @@ def run(
     with step("retrain", **world) as needed:
         if needed:
             retrain(force=True)
-    _print_result()
+    _print_result(required_champion())
     out.print(f"done in {time.monotonic() - started:.0f} s")
+
+
+def _require_promotion(users: int) -> None:
+    """Without a champion nothing below can work: show what training found, and stop (ModelError)."""
+    pointer = read_pointer()
+    if pointer.champion is not None or pointer.challenger is None:
+        return
+    _print_result(pointer.challenger)
+    raise ModelError(
+        "the gate promoted no model (the reasons stand above and in the report), so there is none to serve, score or "
+        f"monitor. Give it more decisions (`make clean`, then `tactful run --users {max(20_000, 4 * users)}`), or "
+        "allow more in campaign.toml; or see the rest of the chain with this model: `tactful promote --force`, then "
+        "this command again"
+    )
 
 
 def _serve_a_day(day: date) -> None:
@@ -581,18 +596,21 @@ def _serve_a_day(day: date) -> None:
     out.print(f"service: decided about {len(due):,} users: {counted}", soft_wrap=True)
 
 
-def _print_result() -> None:
-    """The champion's values with intervals, the truth beside them, and where the reports are."""
+def _print_result(tag: str) -> None:
+    """A model's values with intervals, the truth beside them, and where the reports are."""
     import pandas as pd
     from rich.table import Table
 
     from models.oracle import compare_with_truth
 
-    campaign, tag = load_campaign(), required_champion()
+    campaign = load_campaign()
     folder = data_dir() / "reports" / tag.replace(":", "-")
     frame = pd.read_parquet(folder / "frame.parquet")
     held_out, truth = frame[frame["split"] == "evaluate"], pd.read_parquet(data_dir() / "truth")
-    rows = compare_with_truth(campaign, held_out, pd.read_csv(folder / "values.csv", keep_default_na=False), truth)
+    # a policy may be called "None"; the difference of two equal policies has no interval
+    numbers = {column: [""] for column in ("value", "se", "ci_lower", "ci_upper")}
+    values = pd.read_csv(folder / "values.csv", keep_default_na=False, na_values=numbers)
+    rows = compare_with_truth(campaign, held_out, values, truth)
     table = Table(title=f"{campaign.name}: EUR per user and window, {(frame['split'] == 'evaluate').sum():,} decisions")
     for column in ("policy", "messaged", "value", "95% interval", "true value"):
         table.add_column(column, justify="left" if column == "policy" else "right")
@@ -602,9 +620,9 @@ def _print_result() -> None:
         true = "" if pd.isna(row["true_value"]) else f"{row['true_value']:.3f}"
         table.add_row(row["policy"], share, f"{row['value']:.3f}", interval, true)
     out.print(table)
-    week = max((data_dir() / "monitoring").glob("*-W*"))
     out.print(f"model report:   {folder / 'report.html'}", soft_wrap=True)
-    out.print(f"weekly reports: {week}", soft_wrap=True)
+    for week in sorted((data_dir() / "monitoring").glob("*-W*"))[-1:]:
+        out.print(f"weekly reports: {week}", soft_wrap=True)
 
 
 # --------------------------------------------------------------------------------------------------------- helpers

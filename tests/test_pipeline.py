@@ -142,3 +142,25 @@ def kill_at(root: Path, moment: str, pattern: str, wait: float) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 other.kill()
     process.communicate()
+
+
+@pytest.mark.timeout(900)
+def test_run_where_nothing_is_certified_shows_what_was_found_and_what_to_do(undisturbed):
+    """Last of this file: it changes the world of the others. No margin of a hundredth of a point can be shown kept."""
+    root, _ = undisturbed
+    campaign = root / "campaign.toml"
+    text = campaign.read_text()
+    strict = text.replace("margin = 0.02 ", "margin = 0.0001 ").replace("margin = 0.06 ", "margin = 0.0001 ")
+    assert strict != text
+    campaign.write_text(strict)
+    (root / "data" / "registry" / "champion.json").unlink()
+    process = start(root, *RUN)
+    printed, _ = process.communicate(timeout=600)
+    assert process.returncode == 3, printed
+    assert "Traceback" not in printed
+    assert "decisions to tell: retention of " in printed
+    assert "it sends no messages" in printed
+    assert "oracle" in printed, "the values are shown all the same"
+    assert "`tactful promote --force`" in printed
+    report = Path(printed.partition("model report:")[2].split()[0])
+    assert "Do not send it." in report.read_text()
