@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-import uuid
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
-
-import numpy as np
 
 from bentos import metrics
 from bentos.champion import Champion, Serving
@@ -49,6 +47,7 @@ class Decider:
         clock: Callable[[], datetime],
     ) -> None:
         self.campaign, self.settings, self.champion, self.log, self.clock = campaign, settings, champion, log, clock
+        self.arms, self.outcomes = campaign.arm_names, campaign.outcome_names
         self.store_error: str | None = None
         self._reading = asyncio.Lock()
         self.batches: Coalescer[Ask, dict[str, Any]] = Coalescer(
@@ -62,7 +61,7 @@ class Decider:
         """
         context = request.context
         ask = Ask(
-            uuid.uuid4().hex,
+            os.urandom(16).hex(),
             request.user_ids,
             context.hour if context else None,
             context.surface if context else None,
@@ -77,7 +76,7 @@ class Decider:
     async def _process(self, asks: list[Ask]) -> list[dict[str, Any]]:
         serving, at = self.champion.serving, self.clock()
         user_ids = [user for ask in asks for user in ask.user_ids]
-        rows = await self._read(serving, asks, at, len(user_ids))
+        rows, read_seconds = await self._read(serving, asks, at, len(user_ids))
         if serving.bundle is None or rows is None:
             decisions = decide_without_model(user_ids, self.campaign, at.date())
         else:
@@ -91,46 +90,48 @@ class Decider:
         self.log.append(serving.context, line, at.date().isoformat())
         if self.settings.log_fsync == "batch":
             await asyncio.get_running_loop().run_in_executor(None, self.log.sync)
-        metrics.LOG_WRITE.observe(time.perf_counter() - started)
-        metrics.observe(decisions, self.campaign.arm_names, at.timestamp(), rows.timestamp if rows else None)
-        tag = serving.bundle.tag if serving.bundle else ""
-        starts = np.cumsum([0, *(len(ask.user_ids) for ask in asks)]).tolist()
-        return [
-            self._answer(tag, ask.request_id, ask.user_ids, decisions, start)
-            for ask, start in zip(asks, starts[:-1], strict=True)
-        ]
+        write_seconds, timestamp = time.perf_counter() - started, rows.timestamp if rows else None
+        metrics.observe(metrics.Batch(decisions, self.arms, at.timestamp(), timestamp, read_seconds, write_seconds))
+        tag, start, answers = serving.bundle.tag if serving.bundle else "", 0, []
+        for ask in asks:
+            answers.append(self._answer(tag, ask.request_id, ask.user_ids, decisions, start))
+            start += len(ask.user_ids)
+        return answers
 
     async def read(self, reader: Reader, asks: list[Ask], at: datetime) -> Rows:
         """One read at a time (StoreError, OSError: it failed, or was not in time)."""
         async with self._reading:
             return await reader.read(asks, at)
 
-    async def _read(self, serving: Serving, asks: list[Ask], at: datetime, n: int) -> Rows | None:
-        """Features of a batch; rows with their reason when the store fails or is late; None without a model."""
+    async def _read(self, serving: Serving, asks: list[Ask], at: datetime, n: int) -> tuple[Rows | None, float | None]:
+        """Features of a batch, and the seconds it took.
+
+        Rows with their reason and no time when the store fails or is late; neither without a model.
+        """
         if serving.bundle is None or serving.reader is None:
-            return None
+            return None, None
         started = time.perf_counter()
         try:
             rows = await self.read(serving.reader, asks, at)
-            if self.store_error is not None:
-                self.store_error = None
-                logger.info("features are read again")
-            metrics.READ.observe(time.perf_counter() - started)
-            return rows
         except (StoreError, OSError) as error:  # a time-out is an OSError
-            known, self.store_error = (
-                self.store_error,
-                str(error) or f"no answer within {self.settings.feature_seconds} s",
-            )
-            metrics.FEATURE_ERRORS.inc()
-            if known is None:  # once an outage: a line for each batch of one would fill the disk
-                logger.warning("features not read", extra={"error": self.store_error, "users": n})
-        return no_rows(n, len(serving.bundle.numeric), len(serving.bundle.strings), "feature_store_error")
+            self._not_read(str(error) or f"no answer within {self.settings.feature_seconds} s", n)
+            return no_rows(n, len(serving.bundle.numeric), len(serving.bundle.strings), "feature_store_error"), None
+        if self.store_error is not None:
+            self.store_error = None
+            logger.info("features are read again")
+        return rows, time.perf_counter() - started
+
+    def _not_read(self, error: str, n: int) -> None:
+        """Count it, and log it once an outage: a line for each batch of one would fill the disk."""
+        metrics.FEATURE_ERRORS.inc()
+        if self.store_error is None:
+            logger.warning("features not read", extra={"error": error, "users": n})
+        self.store_error = error
 
     def _answer(
         self, tag: str, request_id: str, user_ids: list[str], decisions: Decisions, start: int
     ) -> dict[str, Any]:
-        arms, outcomes = self.campaign.arm_names, self.campaign.outcome_names
+        arms, outcomes = self.arms, self.outcomes
         stop = start + len(user_ids)
         columns = (
             user_ids,

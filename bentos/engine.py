@@ -196,7 +196,7 @@ def decide(user_ids: Sequence[str], rows: Rows, bundle: Bundle, assignment: Assi
     nothing about arms and are left out of training by their reason.
     """
     spec, usable = bundle.model.spec, rows.status == OK
-    if usable.all():
+    if np.count_nonzero(usable) == len(usable):
         mu_hat = bundle.mu_hat(rows)
     else:
         mu_hat = np.full((len(user_ids), len(spec.arms), len(spec.outcomes)), np.nan)
@@ -204,7 +204,7 @@ def decide(user_ids: Sequence[str], rows: Rows, bundle: Bundle, assignment: Assi
             mu_hat[usable] = bundle.mu_hat(_take(rows, usable))
     uplift = mu_hat[:, 1:] - mu_hat[:, :1]
     scores = uplift @ bundle.weights - bundle.message_costs
-    if np.isfinite(uplift).all():
+    if np.count_nonzero(np.isfinite(uplift)) == uplift.size:
         if len(user_ids) == 1:
             return _assign_one(user_ids[0], uplift, scores, bundle.threshold, assignment, day)
         return _assign(user_ids, rows.status, uplift, scores, bundle.threshold, assignment, day)

@@ -14,6 +14,8 @@ from models.forward import NumpyModel
 from models.spec import Feature
 
 SMALL = 64
+LOWEST = -1e300  # a number below is as good as this one
+NOTHING = -1e301  # stands for a missing number
 
 
 class SmallBatch:
@@ -23,13 +25,13 @@ class SmallBatch:
         spec, t = model.spec, model.tensors
         self.model = model
         self.shape = (spec.members, len(spec.arms), len(spec.outcomes))
-        self._lay_out_columns()
-        self._lay_out_search()
+        offsets = np.r_[0, np.cumsum(code_counts(spec.features))[:-1]]
+        numbers = np.array([f.kind == "numeric" for f in spec.features], dtype=bool)
+        self._lay_out_numbers(offsets[numbers])
+        self._lay_out_texts([f for f in spec.features if f.kind == "string"], offsets[~numbers])
         wide = _side_by_side(t["trunk.0.weight"])
         self.hidden = wide.shape[1]
-        first = np.hstack([wide, _side_by_side(t["skip.weight"])])
-        # its rows in the order in which _encode finds the inputs: numbers, then strings
-        self.first = np.ascontiguousarray(np.concatenate([first[self.number_at], first[len(self.number_at) :]]))
+        self.first = self._in_my_order(np.hstack([wide, _side_by_side(t["skip.weight"])]))
         self.trunk_bias = t["trunk.0.bias"].reshape(-1)
         self.rules = _side_by_side(t["rules.weight"])
         self.rule_count = int(t["rules.count"][0])
@@ -47,19 +49,53 @@ class SmallBatch:
         self.shift = self.pull * np.concatenate([np.zeros_like(t["shrink.mean"][:1]), t["shrink.mean"]])
         self.least, self.most = np.where(self.binary, 0.0, -np.inf), np.where(self.binary, 1.0, np.inf)
 
-    def _lay_out_columns(self) -> None:
-        """Where each numeric feature's inputs stand in the dense matrix, and its codes among the rules' codes."""
-        spec, t = self.model.spec, self.model.tensors
-        offsets = np.r_[0, np.cumsum(code_counts(spec.features))[:-1]]
-        numbers = np.array([f.kind == "numeric" for f in spec.features], dtype=bool)
-        self.number_code = offsets[numbers]
-        missing = t["encode.missing"]
-        self.missing = np.flatnonzero(missing[:, 0])
-        self.share, self.share_scale = missing[self.missing].T
-        # each numeric feature: its normal, its score, and whether it is missing where training saw that
-        starts = 2 * np.arange(len(missing)) + np.cumsum(missing[:, 0] > 0) - (missing[:, 0] > 0)
-        self.number_at = np.concatenate([starts, starts + 1, starts[self.missing] + 2])
-        self._lay_out_texts([f for f in spec.features if f.kind == "string"], offsets[~numbers])
+    def _lay_out_numbers(self, codes: np.ndarray) -> None:
+        """One sorted array of points for all numeric features: a number is looked up once, behind its feature.
+
+        Between two points a number's three inputs are straight lines, and its code is one: a row of `lines` has the
+        point, the inputs there, their slopes. A feature's first point is below all numbers: up to it is "missing".
+        numpy orders complex numbers by their real part (here the feature), then by their imaginary part (the value).
+        """
+        t = self.model.tensors
+        self.row = np.arange(len(codes))
+        points = [self._points(j) for j in self.row.tolist()]
+        self.keys = np.concatenate([np.empty(0, dtype=np.complex128), *(1j * p + j for j, p in enumerate(points))])
+        self.lines = np.concatenate([np.empty((0, 7)), *(self._lines(j, p) for j, p in enumerate(points))])
+        above = [
+            np.r_[BINS, cuts.searchsorted(p, side="right")] for p, cuts in zip(points, t["encode.cuts"], strict=True)
+        ]
+        self.codes = np.concatenate([np.empty(0, dtype=np.int64), *(a + c for a, c in zip(above, codes, strict=True))])
+
+    def _points(self, j: int) -> np.ndarray:
+        """Where an input of a feature bends, or its code changes; first the one below all numbers."""
+        t = self.model.tensors
+        scale, cuts = t["encode.scale"][j], t["encode.cuts"][j]
+        clips = t["encode.mean"][j] + np.array([-4, 4]) / scale if scale else np.empty(0)
+        found: np.ndarray = np.unique(np.concatenate([t["encode.knots"][j], cuts[np.isfinite(cuts)], clips]))
+        return np.concatenate([[NOTHING], found])
+
+    def _lines(self, j: int, points: np.ndarray) -> np.ndarray:
+        """(points + 1, 7): missing, then what holds from each point on; the first of these is the lowest number's."""
+        t = self.model.tensors
+        share, share_scale = t["encode.missing"][j]
+        start = np.r_[points[1], points[1:]]
+        normal = np.interp(start, t["encode.knots"][j], t["encode.levels"][j])
+        score = np.minimum(np.maximum((start - t["encode.mean"][j]) * t["encode.scale"][j], -4), 4)
+        inputs = np.stack([normal, score, np.full(len(start), -share * share_scale)], axis=1)
+        rise, run = np.diff(inputs[1:], axis=0), np.diff(start[1:])[:, None]
+        level = np.zeros((1, 3))  # beyond the first and the last point inputs are constant
+        slopes = np.concatenate([level, rise / run, level])
+        missing = np.array([[0, 0, 0, (1 - share) * share_scale, 0, 0, 0]])
+        return np.concatenate([missing, np.concatenate([start[:, None], inputs, slopes], axis=1)])
+
+    def _in_my_order(self, weights: np.ndarray) -> np.ndarray:
+        """Rows for three inputs of each number (zeros where training saw nothing missing), then for the strings."""
+        missing = self.model.tensors["encode.missing"][:, 0] > 0
+        there = np.column_stack([np.ones((len(missing), 2), dtype=bool), missing]).reshape(-1)
+        found = np.zeros((len(there) + self.text_table.shape[1], weights.shape[1]), dtype=weights.dtype)
+        found[np.flatnonzero(there)] = weights[: there.sum()]
+        found[len(there) :] = weights[there.sum() :]
+        return found
 
     def _lay_out_texts(self, features: list[Feature], offsets: np.ndarray) -> None:
         """One table for all strings: a row for each value's code, zero in the columns of the other features."""
@@ -72,24 +108,6 @@ class SmallBatch:
             self.text_table[row : row + len(table), column : column + table.shape[1]] = table
             self.texts.append(({value: row + i for i, value in enumerate(f.categories)}, row + len(f.categories)))
         self.text_shift = offsets - rows[:-1]
-
-    def _lay_out_search(self) -> None:
-        """One sorted array for the knots of all features, one for their cuts: a number is looked up behind its feature.
-
-        numpy orders complex numbers by their real part (here the feature), then by their imaginary part (the value).
-        """
-        t = self.model.tensors
-        knots, levels, cuts = t["encode.knots"], t["encode.levels"], t["encode.cuts"]
-        self.row = np.arange(len(knots))
-        self.knot_keys, self.cut_keys = _keys(knots), _keys(cuts)
-        self.first_knot = self.row * knots.shape[1]
-        self.last_knot = self.first_knot + knots.shape[1] - 2
-        self.low, self.high = knots[:, 0], knots[:, -1]
-        rise, run = np.diff(levels, append=levels[:, -1:]), np.diff(knots, append=knots[:, -1:])
-        self.slopes = np.divide(rise, run, out=np.zeros_like(rise), where=run > 0).reshape(-1)
-        self.knots, self.levels = knots.reshape(-1), levels.reshape(-1)
-        self.code_shift, self.unknown_code = self.number_code - self.row * cuts.shape[1], self.number_code + BINS
-        self.mean, self.scale = t["encode.mean"], t["encode.scale"]
 
     def predict(self, numeric: np.ndarray, strings: np.ndarray) -> np.ndarray:
         """mu_hat, float64 (n, A, O).
@@ -114,40 +132,25 @@ class SmallBatch:
 
     def _encode(self, numeric: np.ndarray, strings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Dense inputs float32 (n, width), numbers first, and rules float32 (n, n_rules), as models.encode has them."""
-        unknown = np.isnan(numeric)
-        known = ~unknown
-        x = np.where(unknown, 0.0, numeric)
+        n = len(numeric)
+        # NaN below all numbers, infinite ones among them: a slope of 0 times infinity would be NaN
+        x = np.fmin(np.fmax(np.maximum(numeric, LOWEST), NOTHING), -LOWEST)
         keys = np.empty(x.shape, dtype=np.complex128)
         keys.real, keys.imag = self.row, x
-        score = np.minimum(np.maximum((x - self.mean) * self.scale, -4), 4)
-        missing = (unknown[:, self.missing] - self.share) * self.share_scale
-        inputs = [self._normal(x, keys) * known, score * known, missing]
-        codes = [np.where(unknown, self.unknown_code, self.cut_keys.searchsorted(keys) + self.code_shift)]
+        found = self.keys.searchsorted(keys) + self.row  # every feature has one line more than points
+        lines = self.lines.take(found, axis=0)
+        inputs = lines[..., 1:4] + lines[..., 4:] * (x - lines[..., 0])[..., None]
+        dense, codes = [inputs.reshape(n, -1)], [self.codes.take(found)]
         if self.texts:
             text = np.array(
                 [[i.get(v, o) for v, (i, o) in zip(row, self.texts, strict=True)] for row in strings.tolist()]
             )
-            inputs.append(np.add.reduce(self.text_table[text], axis=1))
+            dense.append(np.add.reduce(self.text_table.take(text, axis=0), axis=1))
             codes.append(text + self.text_shift)
-        dense = np.concatenate(inputs, axis=1, dtype=np.float32)
-        allowed = self.model.tensors["rules.allowed"][np.concatenate(codes, axis=1)]
+        allowed = self.model.tensors["rules.allowed"].take(np.concatenate(codes, axis=1), axis=0)
         bits = np.bitwise_and.reduce(allowed, axis=1)
-        return dense, np.unpackbits(bits, axis=1, count=self.rule_count).astype(np.float32)
-
-    def _normal(self, x: np.ndarray, keys: np.ndarray) -> np.ndarray:
-        """np.interp of every feature at once; shape (n, F)."""
-        left = self.knot_keys.searchsorted(keys, side="right") - 1
-        left = np.minimum(np.maximum(left, self.first_knot), self.last_knot)
-        inside = np.minimum(np.maximum(x, self.low), self.high)
-        found: np.ndarray = self.levels[left] + self.slopes[left] * (inside - self.knots[left])
-        return found
-
-
-def _keys(table: np.ndarray) -> np.ndarray:
-    """(F, b), sorted in each row -> F * b sorted complex numbers."""
-    keys = np.empty(table.shape, dtype=np.complex128)
-    keys.real, keys.imag = np.arange(len(table))[:, None], table
-    return keys.reshape(-1)
+        rules = np.unpackbits(bits, axis=1, count=self.rule_count).astype(np.float32)
+        return np.concatenate(dense, axis=1, dtype=np.float32), rules
 
 
 def _by_member(values: np.ndarray, members: int) -> np.ndarray:

@@ -11,13 +11,13 @@ holds a lock on its file, so that `bentos.decision_log` knows which files are fi
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import zlib
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +33,7 @@ from campaign import Campaign, DataError, TactfulError
 
 SUFFIX = ".log"
 FORMAT = 1
+_FLOAT = np.dtype("<f8")
 
 
 class LogError(TactfulError):
@@ -109,12 +110,12 @@ def batch_line(
 
 def packed(array: np.ndarray) -> str:
     """Base64 of an array's little-endian float64 bytes, in C order."""
-    return base64.b64encode(np.asarray(array, dtype="<f8").tobytes()).decode()
+    return b2a_base64(np.asarray(array, dtype=_FLOAT).tobytes(), newline=False).decode()
 
 
 def unpacked(text: str, *shape: int) -> np.ndarray:
     """The array of `packed`, in its shape."""
-    return np.frombuffer(base64.b64decode(text), dtype="<f8").reshape(shape)
+    return np.frombuffer(a2b_base64(text), dtype=_FLOAT).reshape(shape)
 
 
 def _line(value: dict[str, Any]) -> bytes:

@@ -84,9 +84,9 @@ class Gate:
             try:
                 status = await self._decide(scope, headers, receive, send)
             except Refused as refused:
-                metrics.REQUESTS.labels(refused.status).inc()
+                metrics.answered(refused.status)
                 raise
-            metrics.REQUESTS.labels(status).inc()
+            metrics.answered(status)
         elif path == "/readyz":
             problems = await self.worker.problems()
             await answer(send, 503 if problems else 200, {"ready": not problems, "problems": problems})
@@ -95,6 +95,7 @@ class Gate:
         elif path in OPS_PATHS or path.startswith("/ops/"):
             authorise(headers, self.worker.settings.ops_token)
             if path == "/metrics":
+                metrics.flush()
                 content = await asyncio.to_thread(metrics.exposition)
                 await send_body(send, 200, content, [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")])
             elif path == "/docs.json":

@@ -1,8 +1,7 @@
-"""Fast reads of the Redis and SQLite online stores that Feast filled: what `online_features` gives, with fewer objects.
+"""Fast reads of the Redis and SQLite online stores that Feast filled.
 
-Feast answers with one protobuf message per value. Here the stored bytes of a batch are joined and read as one array: a
-Float64 value is the byte 0x29 and eight bytes. Keys and layout are Feast's own, and private to it: the version is
-pinned, a test compares every value with `get_online_features`, and whatever looks unusual goes through `FeastReader`.
+Keys and layout are Feast's own, and private to it: the version is pinned, a test compares every value with
+`get_online_features`, and whatever looks unusual goes through `FeastReader`.
 """
 
 from __future__ import annotations
@@ -13,187 +12,26 @@ import os
 import sqlite3
 import struct
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bentos.engine import CODE, OK, Rows
+from bentos.decoding import Decoder, Layout, Request, make_room
+from bentos.engine import Rows
 from bentos.features import Ask, FeastReader, Reader
 from bentos.redis_wire import RedisWire
 from campaign import StoreError
-from feature_repo.online import UNKNOWN_HOUR, UNKNOWN_SURFACE
 from feature_repo.retrieval import FeatureSchema
 
 if TYPE_CHECKING:
     from feast import FeatureStore
 
-_DOUBLE = np.dtype([("tag", "u1"), ("value", "<f8")])
-_DOUBLE_TAG = 0x29
-_NULL = bytes([_DOUBLE_TAG]) + struct.pack("<d", float("nan"))
-_CACHED = 4096  # distinct strings, timestamps and contexts remembered; forgotten all at once beyond
 INLINE_USERS = 32
 LOCKED_SECONDS = 0.2  # how long a read waits for a writer of the SQLite store
-_MICROSECONDS_PER_DAY = 86_400_000_000
-
-Request = Callable[[int, str], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Which stored values make a model's rows.
-
-    Args:
-        numeric, strings: the model's features, in its order.
-        stored: (view, feature) of each stored value to read, numeric ones first.
-        n_numbers: how many of `stored` are numeric.
-        number_at, string_at: where those go in the model's order.
-        views: every view of the service, whose age decides about staleness.
-        ttl: of each view, microseconds.
-        request: features of the request by name, from hour and surface.
-    """
-
-    numeric: tuple[str, ...]
-    strings: tuple[str, ...]
-    stored: tuple[tuple[str, str], ...]
-    n_numbers: int
-    number_at: np.ndarray
-    string_at: np.ndarray
-    views: tuple[str, ...]
-    ttl: np.ndarray
-    request: Request
-
-    @classmethod
-    def of(cls, schema: FeatureSchema, numeric: Sequence[str], strings: Sequence[str], request: Request) -> Layout:
-        """The layout of a model's features."""
-        numbers = [name for name in numeric if name in schema.views]
-        texts = [name for name in strings if name in schema.views]
-        views = tuple(dict.fromkeys(schema.views.values()))
-        days = {schema.views[name]: ttl for name, ttl in schema.ttl_days.items()}
-        return cls(
-            tuple(numeric),
-            tuple(strings),
-            tuple((schema.views[name], name) for name in (*numbers, *texts)),
-            len(numbers),
-            np.array([list(numeric).index(name) for name in numbers], dtype=np.int64),
-            np.array([list(strings).index(name) for name in texts], dtype=np.int64),
-            views,
-            np.array([days[view] * _MICROSECONDS_PER_DAY for view in views]),
-            request,
-        )
-
-    def columns_of(self, view: str) -> tuple[np.ndarray, np.ndarray]:
-        """Numeric and string columns, in the model's order, that a view fills."""
-        mine = np.array([v == view for v, _ in self.stored], dtype=bool)
-        return self.number_at[mine[: self.n_numbers]], self.string_at[mine[self.n_numbers :]]
-
-
-class Decoder:
-    """Turns stored bytes into rows; remembers strings and contexts it has seen."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self._texts: dict[bytes, str | None] = {}
-        self._contexts: dict[tuple[int, str], tuple[list[Any], list[Any]]] = {}
-        stored = {name for _, name in layout.stored}
-        self._request_numeric = np.array([j for j, name in enumerate(layout.numeric) if name not in stored], dtype=int)
-        self._request_strings = np.array([j for j, name in enumerate(layout.strings) if name not in stored], dtype=int)
-
-    def rows(
-        self,
-        asks: Sequence[Ask],
-        numbers: list[bytes | None],
-        texts: list[bytes | None],
-        stamps: np.ndarray,
-        now: datetime,
-    ) -> Rows:
-        """Rows of a batch.
-
-        Args:
-            asks: the requests, n users in all.
-            numbers: n * n_numbers stored values, user by user.
-            texts: n * n_texts stored values, user by user.
-            stamps: int64 (n, n_views), event time in microseconds, whole seconds; 0 where there is no row.
-            now: the instant of the decision.
-        """
-        layout, n = self.layout, len(stamps)
-        # every column is filled: from the store, or from the request
-        numeric = np.empty((n, len(layout.numeric)))
-        numeric[:, layout.number_at] = _numbers(numbers).reshape(n, layout.n_numbers)
-        strings = np.empty((n, len(layout.strings)), dtype=object)
-        if texts:
-            strings[:, layout.string_at] = np.array([self._text(t) for t in texts], dtype=object).reshape(n, -1)
-        self._fill_request(asks, numeric, strings)
-        expired = stamps < now.timestamp() * 1e6 - layout.ttl
-        if not expired.any():
-            return Rows(numeric, strings, np.full(n, OK), stamps.min(axis=1))
-        known = stamps.any(axis=1)
-        status = np.where(known, np.where(expired.any(axis=1), CODE["stale_features"], OK), CODE["unknown_user"])
-        for k, view in enumerate(layout.views):
-            of_numbers, of_texts = layout.columns_of(view)
-            rows = np.flatnonzero(expired[:, k])[:, None]
-            numeric[rows, of_numbers] = np.nan
-            strings[rows, of_texts] = None
-        oldest = np.where(stamps > 0, stamps, np.iinfo(np.int64).max).min(axis=1)
-        return Rows(numeric, strings, status, np.where(known, oldest, 0))
-
-    def _fill_request(self, asks: Sequence[Ask], numeric: np.ndarray, strings: np.ndarray) -> None:
-        start = 0
-        for ask in asks:
-            stop = start + len(ask.user_ids)
-            key = (UNKNOWN_HOUR if ask.hour is None else ask.hour, ask.surface or UNKNOWN_SURFACE)
-            if key not in self._contexts:
-                _make_room(self._contexts)
-                found = self.layout.request(*key)
-                values = [found[self.layout.numeric[j]] for j in self._request_numeric]
-                texts = [found[self.layout.strings[j]] for j in self._request_strings]
-                self._contexts[key] = [np.nan if v is None else v for v in values], texts
-            values, texts = self._contexts[key]
-            if len(values):
-                numeric[start:stop, self._request_numeric] = values
-            if len(texts):
-                strings[start:stop, self._request_strings] = texts
-            start = stop
-
-    def _text(self, stored: bytes | None) -> str | None:
-        if not stored:
-            return None
-        if stored not in self._texts:
-            _make_room(self._texts)
-            value = _parsed(stored)
-            self._texts[stored] = value if isinstance(value, str) else None
-        return self._texts[stored]
-
-
-def _numbers(stored: list[bytes | None]) -> np.ndarray:
-    """Stored numbers as float64, NaN where there is none."""
-    joined = b"".join([s or _NULL for s in stored])
-    if len(joined) == len(stored) * _DOUBLE.itemsize:
-        found = np.frombuffer(joined, dtype=_DOUBLE)
-        if (found["tag"] == _DOUBLE_TAG).all():
-            return np.asarray(found["value"])
-    # something is not a Float64: value by value, as Feast reads it
-    values = [_parsed(s) if s else None for s in stored]
-    return np.array([np.nan if v is None else float(v) for v in values])
-
-
-def _parsed(stored: bytes) -> Any:
-    """One stored value through its protobuf message."""
-    from feast.protos.feast.types.Value_pb2 import Value
-
-    value = Value()
-    value.ParseFromString(stored)
-    kind = value.WhichOneof("val")
-    return getattr(value, kind) if kind else None
-
-
-def _make_room(cache: dict[Any, Any]) -> None:
-    if len(cache) >= _CACHED:
-        cache.clear()
 
 
 class RedisReader:
@@ -218,11 +56,9 @@ class RedisReader:
                 key = entity_key(user) + self._project
                 commands.append(b"%b$%d\r\n%b\r\n%b" % (self._head, len(key), key, self._tail))
         replies = await self.wire.ask(b"".join(commands), len(commands))
-        a, b = self.layout.n_numbers, len(self.layout.stored)
-        numbers = [value for reply in replies for value in reply[:a]]
-        texts = [value for reply in replies for value in reply[a:b]]
-        stamps = np.array([self._times(tuple(reply[b:])) for reply in replies], dtype=np.int64)
-        return self.decoder.rows(asks, numbers, texts, stamps, now)
+        stored = len(self.layout.stored)
+        stamps = np.array([self._times(tuple(reply[stored:])) for reply in replies], dtype=np.int64)
+        return self.decoder.rows(asks, replies, stamps, now)
 
     def close(self) -> None:
         """Close the connection."""
@@ -231,7 +67,7 @@ class RedisReader:
     def _times(self, stored: tuple[bytes | None, ...]) -> list[int]:
         """Microseconds of a user's stored times: nearly all users were written at one time, which is remembered."""
         if stored not in self._stamps:
-            _make_room(self._stamps)
+            make_room(self._stamps)
             self._stamps[stored] = [_stamp(time) if time else 0 for time in stored]
         return self._stamps[stored]
 
@@ -257,9 +93,7 @@ class SqliteReader:
         self.seconds = seconds
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="features")
         self._connections: dict[float, tuple[sqlite3.Connection, int]] = {}
-        n = layout.n_numbers
-        self._column = {(layout.views.index(view), name): j for j, (view, name) in enumerate(layout.stored[:n])}
-        self._text_column = {(layout.views.index(view), name): j for j, (view, name) in enumerate(layout.stored[n:])}
+        self._place = {(layout.views.index(view), name): j for j, (view, name) in enumerate(layout.stored)}
 
     async def read(self, asks: Sequence[Ask], now: datetime) -> Rows:
         """Features of all users of the batch, in order."""
@@ -282,26 +116,19 @@ class SqliteReader:
     def _rows(
         self, asks: Sequence[Ask], keys: list[bytes], found: list[tuple[int, bytes, str, bytes, int]], now: datetime
     ) -> Rows:
-        n_numbers, n_texts = self.layout.n_numbers, len(self.layout.stored) - self.layout.n_numbers
-        cells: dict[bytes, tuple[list[bytes | None], list[bytes | None], list[int]]] = {
-            key: ([None] * n_numbers, [None] * n_texts, [0] * len(self.layout.views)) for key in keys
+        cells: dict[bytes, tuple[list[bytes | None], list[int]]] = {
+            key: ([None] * len(self.layout.stored), [0] * len(self.layout.views)) for key in keys
         }
         for view, key, name, value, at in found:
-            numbers, texts, stamps = cells[key]
+            values, stamps = cells[key]
             stamps[view] = at
-            if (view, name) in self._column:
-                numbers[self._column[view, name]] = value
-            elif (view, name) in self._text_column:
-                texts[self._text_column[view, name]] = value
+            place = self._place.get((view, name))
+            if place is not None:
+                values[place] = value
         parts = [cells[key] for key in keys]
-        seconds = np.array([part[2] for part in parts], dtype=np.int64)
-        return self.decoder.rows(
-            asks,
-            [value for part in parts for value in part[0]],
-            [value for part in parts for value in part[1]],
-            np.where(seconds > 0, seconds + _local_offset(int(seconds.max())), 0) * 1_000_000,
-            now,
-        )
+        seconds = np.array([stamps for _, stamps in parts], dtype=np.int64)
+        at_utc = np.where(seconds > 0, seconds + _local_offset(int(seconds.max())), 0) * 1_000_000
+        return self.decoder.rows(asks, [values for values, _ in parts], at_utc, now)
 
     def _query(self, keys: list[bytes], patience: float) -> list[tuple[int, bytes, str, bytes, int]]:
         places = ",".join("?" * len(keys))

@@ -9,7 +9,7 @@ import logging
 import time
 from typing import TYPE_CHECKING
 
-from bentos import logs
+from bentos import logs, metrics
 from bentos.champion import Champion
 from bentos.decider import Decider
 from bentos.engine import Bundle
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("tactful.worker")
 
-FOLLOW_SECONDS = 0.5  # how soon a promotion is seen
+FOLLOW_SECONDS = 0.5  # how soon a promotion is seen, and what was decided is counted
 RETIRE_SECONDS = 10.0  # batches that still use a replaced model's reader have ended by then
 PROBE_SECONDS = 1.0  # how long an answer about readiness holds
 
@@ -58,6 +58,7 @@ class Worker:
 
     async def stop(self) -> None:
         """Finish the log file; requests have been answered by now."""
+        metrics.flush()
         if self._following is not None:
             self._following.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -117,6 +118,7 @@ class Worker:
         champion, loop = self.decider.champion, asyncio.get_running_loop()
         while True:
             await asyncio.sleep(FOLLOW_SECONDS)
+            metrics.flush()
             try:
                 await asyncio.to_thread(champion.follow, time.monotonic())
             except Exception:

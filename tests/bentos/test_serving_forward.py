@@ -29,13 +29,21 @@ def trained(campaign, tmp_path_factory):
     return NumpyModel.load(folder)
 
 
-@pytest.mark.parametrize("n", [1, 2, SMALL - 1])
+def odd_rows(trained):
+    """Rows at every knot, cut and clip, a hair beside them, missing, huge and infinite."""
+    t = trained.tensors
+    clips = t["encode.mean"] + np.outer([-4, 4], 1 / np.maximum(t["encode.scale"], 1e-9))
+    cuts = t["encode.cuts"]
+    points = np.concatenate([t["encode.knots"].T, np.where(np.isfinite(cuts), cuts, 0).T, clips])
+    beside = [np.nextafter(points, -np.inf), points, np.nextafter(points, np.inf)]
+    mixed = [[np.nan, 1, np.nan, 0], [np.inf, -np.inf, 1e300, -1e200]]
+    return np.concatenate([*beside, np.full((1, 4), np.nan), mixed])
+
+
+@pytest.mark.parametrize("n", [1, 2, SMALL - 1, 1000])
 def test_small_batch_equals_the_model(trained, n):
     rng = np.random.default_rng(n)
-    edges = trained.tensors["encode.knots"][:, [0, 100, -1]].T
-    numeric = np.concatenate(
-        [rng.normal(scale=3, size=(n, 4)), edges, np.full((1, 4), np.nan), [[1e300, -1e300, 0, 5]]]
-    )
+    numeric = np.concatenate([rng.normal(scale=3, size=(n, 4)), odd_rows(trained)])
     strings = rng.choice(np.array(["x", "z", "unseen", None, "u"], dtype=object), (len(numeric), 2))
     numeric, strings = numeric[-n:], strings[-n:]
     columns = {name: numeric[:, j] for j, name in enumerate("abcd")} | {"s": strings[:, 0], "t": strings[:, 1]}
