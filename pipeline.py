@@ -246,7 +246,7 @@ def _train(campaign: Campaign, as_of: datetime, keep_network: bool = False) -> C
 
 def _finish(campaign: Campaign, folder: Path, model: NumpyModel, frame: pd.DataFrame) -> None:
     """Into the model folder, before it is packed: what monitoring compares with, what serving asks at every load."""
-    from bentos.engine import write_probe
+    from bentos.bundle import write_probe
     from feature_repo.atomic import write_json
     from models.spec import columns_of
     from monitoring.inputs import moving_features

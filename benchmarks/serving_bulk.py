@@ -44,7 +44,7 @@ def enlarge(folder: Path, users: int) -> None:
 def engine_alone(folder: Path) -> None:
     """CPU microseconds a row of preparation and forward pass, on batches in memory; prints JSON."""
     from bentos.bulk import BATCH_ROWS, rows_of
-    from bentos.engine import load_bundle
+    from bentos.bundle import load_bundle
     from campaign import load_campaign
     from feature_repo.retrieval import latest_features, open_store
     from models.registry import champion_tag, model_path

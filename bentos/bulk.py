@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bentos.assignment import LAYERS
-from bentos.engine import CODE, OK, Bundle, Decisions, Rows, decide, load_bundle
+from bentos.bundle import CODE, OK, Bundle, Rows, load_bundle
+from bentos.engine import Decisions, decide
 from campaign import Campaign, ModelError, StoreError
 from feature_repo.atomic import replacing, write_json
 from feature_repo.contracts import REASONS

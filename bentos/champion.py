@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bentos import metrics
-from bentos.engine import Bundle, load_bundle
+from bentos.bundle import Bundle, load_bundle
 from bentos.experiments import Live
 from bentos.features import Reader
 from bentos.raw_log import Context, context_of

@@ -14,8 +14,9 @@ from datetime import datetime
 from typing import Any
 
 from bentos import metrics
+from bentos.bundle import Rows
 from bentos.champion import Champion, Serving
-from bentos.engine import Decisions, Rows, decide, decide_without_model
+from bentos.engine import Decisions, decide, decide_without_model
 from bentos.experiments import with_experiments
 from bentos.features import Ask, Coalescer, Reader, no_rows
 from bentos.raw_log import DecisionLog, batch_line

@@ -117,16 +117,9 @@ def decided_on(day: date, raw_dir: Path, decisions_dir: Path) -> Counter[str]:
 
 
 def _rows(line: dict[str, Any], context: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    n, arms = len(line["users"]), context["arms"]
+    n, arms, common = len(line["users"]), context["arms"], _common(line, context)
     uplift = unpacked(line["uplift"], n, len(arms) - 1, len(context["outcomes"]))
     score, chance = unpacked(line["score"], n), unpacked(line["propensities"], n, len(arms))
-    common = {key: context[key] for key in ("campaign_hash", "policy_hash", "model_tag", "feature_service")}
-    common |= {
-        "schema_hash": context["schema_hash"],
-        "threshold": context["threshold"],
-        "salts": _text(context["salts"]),
-        "decided_at": datetime.fromisoformat(line["at"]),
-    }
     features, enrolled = _features(line, context, n), line.get("enrolled") or [None] * n
     experiments = list(context["salts"].get("experiments", {}).items())
     asks = [(ask, k) for ask in line["asks"] for k in range(ask[1])]
@@ -153,6 +146,15 @@ def _rows(line: dict[str, Any], context: dict[str, Any]) -> Iterator[dict[str, A
             "segments": _text({name: values.get(name) for name in context["segments"]}) if values else None,
             "cluster_id": user,
         }
+
+
+def _common(line: dict[str, Any], context: dict[str, Any]) -> dict[str, Any]:
+    """What all rows of a line share."""
+    shared = ("campaign_hash", "policy_hash", "model_tag", "feature_service", "schema_hash", "threshold")
+    return {key: context[key] for key in shared} | {
+        "salts": _text(context["salts"]),
+        "decided_at": datetime.fromisoformat(line["at"]),
+    }
 
 
 def _features(line: dict[str, Any], context: dict[str, Any], n: int) -> list[dict[str, Any]]:

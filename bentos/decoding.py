@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from bentos.engine import CODE, OK, Rows
+from bentos.bundle import CODE, OK, Rows
 from bentos.features import Ask
 from feature_repo.online import UNKNOWN_HOUR, UNKNOWN_SURFACE
 from feature_repo.retrieval import FeatureSchema

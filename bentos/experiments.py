@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bentos import assignment as assign
-from bentos.engine import CODE, OK, Bundle, Decisions, Rows
+from bentos.bundle import CODE, OK, Bundle, Rows
+from bentos.engine import Decisions
 from campaign import Assignment
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from bentos.assignment import LAYERS
+from bentos.bundle import Rows
 from bentos.champion import Champion, Serving
-from bentos.engine import Rows, decide
+from bentos.engine import decide
 from bentos.experiments import with_experiments
 from bentos.features import Ask
 from bentos.settings import Settings

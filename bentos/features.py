@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 
-from bentos.engine import CODE, OK, Rows
+from bentos.bundle import CODE, OK, Rows
 from feature_repo.retrieval import FeatureSchema, online_features
 
 if TYPE_CHECKING:

@@ -28,7 +28,8 @@ import numpy as np
 from pydantic_core import to_json
 
 from bentos.assignment import salts_of
-from bentos.engine import Bundle, Decisions, Rows
+from bentos.bundle import Bundle, Rows
+from bentos.engine import Decisions
 from campaign import Campaign, DataError, TactfulError
 
 SUFFIX = ".log"

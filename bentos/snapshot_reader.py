@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bentos.bulk import rows_of
-from bentos.engine import CODE, OK, Bundle, Rows
+from bentos.bundle import CODE, OK, Bundle, Rows
 from bentos.features import Ask
 from bentos.stores import request_features
 from feature_repo.online import UNKNOWN_HOUR, UNKNOWN_SURFACE

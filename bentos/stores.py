@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bentos.bundle import Rows
 from bentos.decoding import Decoder, Layout, Request, make_room
-from bentos.engine import Rows
 from bentos.features import Ask, FeastReader, Reader
 from bentos.redis_wire import RedisWire
 from campaign import StoreError

@@ -10,9 +10,9 @@ import time
 from typing import TYPE_CHECKING
 
 from bentos import logs, metrics
+from bentos.bundle import Bundle
 from bentos.champion import Champion
 from bentos.decider import Decider
-from bentos.engine import Bundle
 from bentos.features import Ask, Reader
 from bentos.raw_log import DecisionLog
 from bentos.settings import Settings

@@ -27,7 +27,7 @@ from models.challenger import Finish
 from rehearsal.script import RANDOM_WEEKS, Result, Script, Week
 
 if TYPE_CHECKING:
-    from bentos.engine import Bundle
+    from bentos.bundle import Bundle
     from rehearsal.service import InProcessService
     from simulator import Due, World
 
@@ -187,7 +187,7 @@ class Stage:
 
     def _valued(self, number: int, due: Due, service: InProcessService, bundle: Bundle) -> Week:
         """True values of the policies on the users who are due, in the world as it was lived."""
-        from bentos.engine import load_bundle
+        from bentos.bundle import load_bundle
         from models.registry import model_path, read_pointer
         from rehearsal.platform import true_values
         from rehearsal.service import arms_of

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bentos.bundle import OK, Bundle, Rows
 from bentos.champion import Champion
 from bentos.decider import Decider
 from bentos.decision_log import compact
-from bentos.engine import OK, Bundle, Rows
 from bentos.features import Ask
 from bentos.raw_log import DecisionLog
 from bentos.schemas import Context, DecideRequest

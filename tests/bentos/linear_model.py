@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bentos.engine import OK, Bundle, Rows
+from bentos.bundle import OK, Bundle, Rows
 from models.decision_log import Outcome
 from models.spec import Feature, ModelSpec
 

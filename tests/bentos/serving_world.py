@@ -70,7 +70,7 @@ def pack_models(folder: Path, n: int, size: dict[str, int]) -> None:
     import numpy as np
     import pandas as pd
 
-    from bentos.engine import write_probe
+    from bentos.bundle import write_probe
     from campaign import load_campaign
     from feature_repo.retrieval import feature_schema, historical_features, open_store
     from models import registry

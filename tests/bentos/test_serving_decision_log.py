@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from linear_model import make_rows
 
+from bentos.bundle import CODE, OK
 from bentos.decision_log import compact, decided_on, read_decisions
-from bentos.engine import CODE, OK, decide, decide_without_model
+from bentos.engine import decide, decide_without_model
 from bentos.raw_log import DecisionLog, LogError, batch_line, context_of, read_lines
 from campaign import DataError
 from feature_repo.contracts import DECISIONS, check_file

@@ -5,7 +5,8 @@ import pytest
 from linear_model import make_bundle, make_rows
 
 from bentos import assignment as assign
-from bentos.engine import CODE, OK, REASONS, decide
+from bentos.bundle import CODE, OK, REASONS
+from bentos.engine import decide
 from bentos.experiments import Live, with_experiments
 from bentos.raw_log import context_of
 from monitoring.experiment.file import Variant, new_experiment

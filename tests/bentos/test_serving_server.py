@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 
 import httpx
 import numpy as np
@@ -68,7 +69,9 @@ def test_server_uplift_is_the_networks_on_offline_features(server, expected):
     answer = ask(server, expected["users"]).json()
     mu_hat = expected["mu_hat"][0]
     # float32 sums in another order: about 1e-7
-    np.testing.assert_allclose(uplifts(answer), mu_hat[:, 1:] - mu_hat[:, :1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(uplifts(answer), mu_hat[:, 1:] - mu_hat[:, :1], rtol=0, atol=1e-6)
+    alone = [ask(server, [user]).json()["decisions"][0] for user in expected["users"][:20]]
+    np.testing.assert_allclose([d["score"] for d in alone], [d["score"] for d in answer["decisions"][:20]], atol=1e-6)
 
 
 def test_server_answers_by_its_schema_in_order(server, expected):
@@ -109,6 +112,28 @@ def test_server_logs_before_it_answers(server, world, expected):
     assert rows["model_tag"].unique().tolist() == [answer["model"]]
     (features,) = {tuple(json.loads(f)) for f in rows["features"].dropna()}
     assert "minutes_28d" in features
+
+
+def test_server_counts_what_it_decided(server, expected):
+    def counts():
+        lines = [line.rsplit(" ", 1) for line in httpx.get(f"{server}/metrics").text.splitlines() if line[0] != "#"]
+        return {name: float(value) for name, value in lines}
+
+    before, users = counts(), [*expected["users"][:5], "nobody"]
+    answers = [ask(server, users).json() for _ in range(40)]
+    assert httpx.post(f"{server}/decide", json={}).status_code == 400
+    after = counts()
+    grown = {name: value - before.get(name, 0) for name, value in after.items() if value != before.get(name, 0)}
+    expected_counts = Counter((d["reason"], d["arm"]) for answer in answers for d in answer["decisions"])
+    for (reason, arm), count in expected_counts.items():
+        assert grown.pop(f'tactful_decisions_total{{arm="{arm}",reason="{reason}"}}') == count
+    assert not [name for name in grown if name.startswith("tactful_decisions")]
+    assert grown['tactful_requests_total{status="200"}'] == 40
+    assert grown['tactful_requests_total{status="400"}'] == 1
+    assert grown["tactful_batch_users_count"] == 40
+    assert grown["tactful_batch_users_sum"] == 240
+    assert grown["tactful_feature_read_seconds_count"] == grown["tactful_log_write_seconds_count"] == 40
+    assert grown["tactful_score_count"] == 40 * 5
 
 
 def test_server_features_are_the_offline_ones(server, world, expected):
@@ -237,7 +262,7 @@ def test_server_swaps_and_keeps_the_old_model_when_the_new_is_bad(server, world,
     point_at(second)
     wait_for(lambda: model() == second)
     answer, mu_hat = ask(server, expected["users"]).json(), expected["mu_hat"][1]
-    np.testing.assert_allclose(uplifts(answer), mu_hat[:, 1:] - mu_hat[:, :1], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(uplifts(answer), mu_hat[:, 1:] - mu_hat[:, :1], rtol=0, atol=1e-6)
 
     stored = world / "bentoml" / "models" / "tactful"
     broken = stored / "broken"

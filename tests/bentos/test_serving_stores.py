@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from serving_world import NOW
 
-from bentos.engine import CODE, OK
+from bentos.bundle import CODE, OK
 from bentos.features import Ask, FeastReader
 from bentos.redis_wire import RedisWire
 from bentos.stores import RedisReader, SqliteReader, entity_key, open_reader

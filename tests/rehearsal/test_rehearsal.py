@@ -86,7 +86,7 @@ os.environ |= {"TACTFUL_DATA": folder + "/data", "TACTFUL_FEATURE_REPO": folder 
                "BENTOML_HOME": folder + "/bentoml"}
 from datetime import UTC, datetime
 from pathlib import Path
-from bentos.engine import load_bundle
+from bentos.bundle import load_bundle
 from campaign import DataError, StoreError, load_campaign
 from models import registry
 from models.registry import model_path, read_pointer
