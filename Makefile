@@ -20,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Two tests at a time, each file in one process: fixtures are shared within a file.
 PYTEST := $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-spark check docs bench serve ui clean $(VENV) $(SPARK)
+.PHONY: run test test-spark check coverage audit docs bench serve ui clean $(VENV) $(SPARK)
 
 # The stamp is written last: an installation that was killed half-way is begun anew.
 INSTALLED := $(VENV)/.installed
@@ -63,6 +63,20 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(PYTEST)
+
+# Lines of our packages that the tests run. Nothing else needs the tool, so it is no part of the lock.
+coverage: $(INSTALLED)
+	$(BIN)/python -m coverage --version > /dev/null 2>&1 || $(BIN)/pip install -q --no-deps coverage==7.17.4
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run $(PYTEST:$(BIN)/python%=%)
+	$(BIN)/python -m coverage combine -q
+	$(BIN)/python -m coverage report --skip-covered --sort=cover
+
+# Known faults of what the lock installs; asks PyPI or OSV.
+audit: $(INSTALLED)
+	$(BIN)/python -m venv .venv-audit
+	.venv-audit/bin/pip install -q pip-audit
+	.venv-audit/bin/pip-audit --no-deps --disable-pip -r requirements.lock
 
 # A broken link is an error. The tests run by `make check` build the site too.
 docs: $(INSTALLED)

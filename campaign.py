@@ -43,9 +43,14 @@ class ModelError(TactfulError):
     """A model folder is missing, corrupt or does not fit the feature service."""
 
 
+def home() -> Path:
+    """Where campaign.toml, logs.toml and data/ lie: in the checkout; after `pip install` of a wheel, where you are."""
+    return ROOT if (ROOT / "campaign.toml").exists() else Path.cwd()
+
+
 def data_dir() -> Path:
-    """Folder of everything Tactful writes: $TACTFUL_DATA, or `data` beside this file."""
-    return Path(os.environ.get("TACTFUL_DATA") or ROOT / "data").resolve()
+    """Folder of everything Tactful writes: $TACTFUL_DATA, or `data` in the checkout."""
+    return Path(os.environ.get("TACTFUL_DATA") or home() / "data").resolve()
 
 
 def now() -> datetime:
@@ -245,7 +250,7 @@ def load_campaign(path: Path | str | None = None) -> Campaign:
     Raises:
         CampaignError: the file is missing or not TOML, or a key is missing, unknown or out of range.
     """
-    file = Path(path or os.environ.get("TACTFUL_CAMPAIGN") or ROOT / "campaign.toml")
+    file = Path(path or os.environ.get("TACTFUL_CAMPAIGN") or home() / "campaign.toml")
     return validated(Campaign, read_toml(file), file)
 
 

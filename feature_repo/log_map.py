@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from campaign import ROOT, read_toml, validated
+from campaign import home, read_toml, validated
 from feature_repo.checks import Column, Contract
 from feature_repo.contracts import LOGS
 
@@ -174,7 +174,7 @@ def _sum_to_one(table: pa.Table) -> tuple[str, Any, str]:
 
 def log_map_path() -> Path:
     """$TACTFUL_LOGS, or logs.toml beside campaign.toml."""
-    return Path(os.environ.get("TACTFUL_LOGS") or ROOT / "logs.toml").resolve()
+    return Path(os.environ.get("TACTFUL_LOGS") or home() / "logs.toml").resolve()
 
 
 def load_log_map() -> LogMap:
