@@ -28,14 +28,14 @@ from models.frame import read_decisions
 from models.outcomes import measure_outcomes
 from models.policy import Threshold
 from monitoring.experiment.assign import experiment_variant
-from monitoring.experiment.design import forecasts_of
-from monitoring.experiment.file import Variant, new_experiment
-from monitoring.experiment.forecast import forecast_against_outcome
+from monitoring.experiment.checks import sample_ratio_p
+from monitoring.experiment.design import new_experiment
+from monitoring.experiment.file import Variant
+from monitoring.experiment.forecast import forecast_against_outcome, forecasts_of
 from monitoring.experiment.live import outcome_frame
 from monitoring.experiment.plan import ExperimentPlan, Metric, plan_of_campaign
 from monitoring.experiment.power import plan_experiment
 from monitoring.experiment.read import Readout, read_experiment
-from monitoring.experiment.stats import sample_ratio_p
 from simulator import OUTCOMES, World
 from simulator.random_phase import random_day
 

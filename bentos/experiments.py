@@ -61,7 +61,7 @@ def with_experiments(
     trigger of the analysis, and what a propensity given the variant is computed from (models.propensities).
     """
     # monitoring is imported when an experiment runs, not by every server
-    from monitoring.experiment.assign import OUTSIDE, arms_of, experiment_propensities, experiment_variant
+    from monitoring.experiment.assign import OUTSIDE, Scored, arms_of, experiment_propensities, experiment_variant
 
     running = [(number, e) for number, e in enumerate(live.experiments) if e.is_on(now)]
     if not running:
@@ -70,14 +70,13 @@ def with_experiments(
     usable = (rows.status == OK) & np.isfinite(decisions.score)
     champion = np.where(usable & (decisions.score > bundle.threshold), _best(decisions.uplift, bundle), 0)
     segments = segments_of(rows, bundle, live.segments)
+    scored = Scored(champion, decisions.uplift, spec.weights, np.array(spec.costs)[1:], segments)
     layer, arm, reason = decisions.layer.copy(), decisions.arm.copy(), decisions.reason.copy()
     mixed = np.zeros((n, len(spec.arms)))
     mixed[np.arange(n), champion] = 1 - len(running)
     enrolled: list[list[Any]] = [[arm] for arm in champion.tolist()]
     for number, experiment in running:
-        arms = arms_of(
-            experiment.variants, champion, decisions.uplift, spec.weights, np.array(spec.costs)[1:], segments
-        )
+        arms = arms_of(experiment.variants, scored)
         mixed += experiment_propensities(experiment, arms, champion, len(spec.arms))
         variant = experiment_variant(experiment, user_ids)
         for row in np.flatnonzero(variant != OUTSIDE).tolist():

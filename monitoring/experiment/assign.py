@@ -6,6 +6,7 @@ Nothing is stored per user: the same ids and the same file give the same answer 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,54 +29,49 @@ def experiment_variant(experiment: Experiment, user_ids: Sequence[str]) -> np.nd
     return np.where((slot >= low) & (slot < high), variant, OUTSIDE)
 
 
-def arms_of(
-    variants: Sequence[Variant],
-    champion_arm: np.ndarray,
-    uplift: np.ndarray,
-    weights: np.ndarray,
-    costs: np.ndarray,
-    segments: Mapping[str, np.ndarray],
-) -> np.ndarray:
+@dataclass(frozen=True)
+class Scored:
+    """What the champion says of n users, and what is known of them: all that a variant's policy decides by.
+
+    `champion_arm`, shape (n,): the running policy's arm. `uplift`, shape (n, n_arms - 1, n_outcomes), outcome units;
+    NaN where nothing was predicted. `weights`, shape (n_outcomes,): EUR per unit. `costs`, shape (n_arms - 1,): EUR per
+    message. `segments`: column -> values, shape (n,), for rules.
+    """
+
+    champion_arm: np.ndarray
+    uplift: np.ndarray
+    weights: np.ndarray
+    costs: np.ndarray
+    segments: Mapping[str, np.ndarray]
+
+
+def arms_of(variants: Sequence[Variant], users: Scored) -> np.ndarray:
     """The arm that every variant's policy gives every user, whatever variant the user is in.
 
-    Args:
-        variants: of one experiment.
-        champion_arm: shape (n,), the running policy's arm.
-        uplift: shape (n, n_arms - 1, n_outcomes), outcome units; NaN where nothing was predicted: control in every
-            variant, as for any user whose features cannot be used.
-        weights: shape (n_outcomes,), EUR per unit.
-        costs: shape (n_arms - 1,), EUR per message.
-        segments: column -> values, shape (n,), for rules.
-
-    Returns: shape (n, n_variants), int64. Where two columns differ, the user carries information (trigger).
+    Returns: shape (n, n_variants), int64; control in every variant where nothing was predicted, as for any user whose
+        features cannot be used. Where two columns differ, the user carries information (trigger).
     """
-    columns = [_arm_of(v, champion_arm, uplift, weights, costs, segments) for v in variants]
-    known = np.isfinite(uplift).all(axis=(1, 2))
-    return np.where(known[:, None], np.stack(columns, axis=1), 0).astype(np.int64)
+    known = np.isfinite(users.uplift).all(axis=(1, 2))
+    columns = np.stack([_arm_of(variant, users) for variant in variants], axis=1)
+    return np.where(known[:, None], columns, 0).astype(np.int64)
 
 
-def _arm_of(
-    variant: Variant,
-    champion_arm: np.ndarray,
-    uplift: np.ndarray,
-    weights: np.ndarray,
-    costs: np.ndarray,
-    segments: Mapping[str, np.ndarray],
-) -> np.ndarray:
+def _arm_of(variant: Variant, users: Scored) -> np.ndarray:
+    n = len(users.champion_arm)
     if variant.policy == "send_none":
-        return np.zeros(len(champion_arm), dtype=np.int64)
+        return np.zeros(n, dtype=np.int64)
     if variant.policy == "send_all":
-        return np.full(len(champion_arm), variant.arm)
+        return np.full(n, variant.arm)
     if variant.policy == "rule":
-        return np.where(_matches(variant, segments, len(champion_arm)), variant.arm, 0)
+        return np.where(_matches(variant, users.segments, n), variant.arm, 0)
     if variant.policy == "champion":
-        return champion_arm
-    own = weights if variant.weights is None else np.array(variant.weights)
-    if own.shape != weights.shape:
+        return users.champion_arm
+    weights = users.weights if variant.weights is None else np.array(variant.weights)
+    if weights.shape != users.weights.shape:
         raise CampaignError(
-            f"variant {variant.name}: weights == {own.tolist()}, must be {len(weights)}: one per outcome"
+            f"variant {variant.name}: weights == {weights.tolist()}, must be {len(users.weights)}: one per outcome"
         )
-    score = uplift @ own - costs
+    score = users.uplift @ weights - users.costs
     return np.where(score.max(axis=1) > variant.threshold, score.argmax(axis=1) + 1, 0)
 
 

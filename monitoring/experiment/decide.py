@@ -1,4 +1,4 @@
-"""The decision: which bounds hold at this reading, what each row of the table shows, and what follows from all rows.
+"""The decision: what each row of the table of effects shows, and what follows from all of them.
 
 Ship only if a success metric improved, every guardrail is non-inferior for everybody and in every segment, and no
 quality check failed. Roll back when the deterioration alarm rings, which holds however often one looks. Else hold.
@@ -7,78 +7,49 @@ quality check failed. Roll back when the deterioration alarm rings, which holds 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 
+from monitoring.experiment.look import Look
 from monitoring.experiment.plan import ExperimentPlan
-from monitoring.experiment.stats import alarm_z, critical_z, holm, obrien_fleming
+from monitoring.experiment.stats import holm
 
 Decision = Literal["ship", "hold", "rollback"]
-Row = dict[str, Any]  # of the table of effects, as monitoring.experiment.read.effect_rows describes it
-
-SAME_LOOK = 0.01  # readings closer than this share of the planned users are one look
-DEFAULT_USERS = 10_000  # where the alarm is tightest when the plan does not say how many users are planned
+Status = Literal["improved", "worse", "non_inferior", "not_shown", "insufficient"]
 
 
-@dataclass(frozen=True)
-class Look:
-    """Where in the plan this reading stands.
+class Row(TypedDict):
+    """A row of the table of effects.
 
-    `fractions`: information of the readings so far, this one last; empty when the plan does not say how many users are
-    planned: then each of its `looks` gets alpha / looks, which holds at any spacing. `past_end`: of more users than
-    planned, and nothing tells which were first: others may have been read before, so the bound is that of the alarm.
+    Means and effects are CUPED-adjusted where `method` is cuped. Numbers of users and means are of those who are read;
+    `dilution` is their share of all users in the segment, and effect and interval are on all of these.
     """
 
-    looks: int
-    users: int
-    planned_users: int | None
-    fractions: tuple[float, ...]
-    past_end: bool = False
-
-    @property
-    def number(self) -> int:
-        """Number of this reading, from 1; 0 when the table cannot tell."""
-        return len(self.fractions)
-
-    def critical(self, tail: float) -> float:
-        """Bound of z at this look for an error of `tail` (one-sided) over all looks."""
-        if self.past_end:
-            return self.alarm(tail)
-        return obrien_fleming(tail, self.fractions)[-1] if self.fractions else critical_z(tail / self.looks)
-
-    def alarm(self, tail: float) -> float:
-        """Bound of z that holds at every reading, planned or not."""
-        return alarm_z(tail, self.users, self.planned_users or DEFAULT_USERS)
-
-
-def current_look(
-    plan: ExperimentPlan, users: int, previous: Sequence[float] | None = None, *, ordered: bool = False
-) -> Look:
-    """The look that a table of this many users is.
-
-    Args:
-        plan: looks and planned users.
-        users: users in the table.
-        previous: information fractions at which the experiment was read before; default: the planned looks before
-            the one nearest to this table's size.
-        ordered: the users are the first to enter, so that any more of them are the last ones' day.
-    """
-    planned = plan.last_users
-    if planned is None:
-        return Look(len(plan.fractions), users, None, ())
-    fraction = round(min(1.0, users / planned), 4)
-    if previous is None:
-        nearest = int(np.argmin([abs(f - fraction) for f in plan.fractions]))
-        previous = plan.fractions[:nearest]
-    earlier: list[float] = []
-    for f in sorted(round(f, 4) for f in previous):
-        if f <= fraction - SAME_LOOK and f - (earlier[-1] if earlier else 0.0) >= SAME_LOOK:
-            earlier.append(f)
-    past_end = not ordered and users > planned * (1 + SAME_LOOK)
-    return Look(len(plan.fractions), users, planned, (*earlier, max(fraction, 1e-4)), past_end)
+    variant: str
+    metric: str
+    kind: Literal["binary", "continuous"]
+    role: Literal["success", "guardrail"]
+    direction: Literal["higher", "lower"]  # is better
+    segment: str  # "column=value", "" for everybody
+    n_control: int
+    n_treatment: int
+    mean_control: float
+    mean_treatment: float
+    effect_size: float  # in the metric's unit
+    rel_effect_size: float
+    ci_lower: float
+    ci_upper: float
+    ci_level: float
+    z: float
+    pvalue: float  # of one look: two-sided against no effect (success), one-sided against the margin (guardrail)
+    margin: float  # NaN for a success metric
+    method: str  # newcombe, welch or cuped
+    variance_ratio: float  # share of the variance that the covariate left
+    dilution: float
+    status: Status
+    alarm: bool
 
 
 def decide(rows: list[Row], failed: list[str], plan: ExperimentPlan) -> tuple[Decision, str, list[str]]:

@@ -1,4 +1,4 @@
-"""Plan a live experiment: its candidates, what offline evaluation expects of them, its size, and the file that assigns.
+"""Plan a live experiment: its candidates, its size, and the file that assigns.
 
 Thresholds are proposed from `select` users and forecasts come from `evaluate` users, both strangers to the network, so
 a forecast is not flattered by the choice.
@@ -14,16 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from campaign import Campaign, CampaignError, DataError
-from models.challenger import evaluation_log, evaluation_outcomes
+from campaign import Campaign, CampaignError, validated
 from models.curves import gain_curve
-from models.evaluation import evaluate
 from models.predictions import mu_hat_of
 from models.report import score_effect
-from monitoring.experiment.assign import arms_of
-from monitoring.experiment.file import Experiment, Forecast, Variant, new_experiment, write_experiment
+from monitoring.experiment.file import Experiment, Forecast, Variant, read_experiments, write_experiment
+from monitoring.experiment.forecast import expected_effects, offline_forecasts
 from monitoring.experiment.live import outcome_frame
-from monitoring.experiment.plan import plan_of_campaign
+from monitoring.experiment.plan import ExperimentPlan, plan_of_campaign
 from monitoring.experiment.power import PlannedExperiment, plan_experiment
 
 
@@ -164,7 +162,10 @@ def candidates(
         thresholds = thresholds or (0.0,)
     if not thresholds and (ladder or control.policy == "champion"):
         chosen = frame[frame["split"] == "select"]
-        curve = gain_curve(chosen["score"].to_numpy(), score_effect(campaign, chosen, _mu_hat(campaign, chosen)))
+        curve = gain_curve(
+            chosen["score"].to_numpy(),
+            score_effect(campaign, chosen, mu_hat_of(chosen, campaign.arm_names, campaign.outcome_names)),
+        )
         score, sent = frame["score"].to_numpy(), frame["policy_arm"].to_numpy() > 0
         rungs = threshold_ladder(chosen["score"].to_numpy(), curve)["threshold"]
         # the champion's own rung is in the test already where it is the control
@@ -207,91 +208,76 @@ def threshold_ladder(score: np.ndarray, curve: pd.DataFrame, keep: float = 0.9) 
     return rungs.reset_index(drop=True)
 
 
-def offline_forecasts(
-    campaign: Campaign, frame: pd.DataFrame, variants: Sequence[Variant], model_tag: str
-) -> tuple[Forecast, ...]:
-    """Every candidate's difference to control on the `evaluate` users, doubly robust, with 95% intervals.
+def new_experiment(
+    folder: Path,
+    campaign: Campaign,
+    name: str,
+    variants: Sequence[Variant],
+    plan: ExperimentPlan,
+    *,
+    share: float,
+    starts_at: datetime,
+    ramp: float = 1.0,
+    forecast: Sequence[Forecast] = (),
+) -> Experiment:
+    """Design an experiment in the first free slots of the campaign; `write_experiment` makes it live.
 
     Args:
-        campaign: outcomes, weights and costs.
-        frame: the champion's frame.parquet.
+        folder: the campaign's experiment files.
+        campaign: the loaded campaign.
+        name: of the experiment; also names its salt.
         variants: control first.
-        model_tag: the champion.
+        plan: how it will be read; its variants are those of `variants`, in that order.
+        share: of users outside the holdout and exploration, all variants together, at full ramp.
+        starts_at: nobody is enrolled before.
+        ramp: part of the share that is enrolled at the start.
+        forecast: what offline evaluation predicts.
 
-    Raises: CampaignError: two variants decide alike about all these users.
+    Raises: CampaignError: shares over 1, no interval of that size is free, or a variant does not fit the campaign.
     """
-    rows = frame[frame["split"] == "evaluate"].reset_index(drop=True)
-    if rows.empty:
-        raise DataError("frame.parquet has no evaluate users; train again")
-    mu_hat = _mu_hat(campaign, rows)
-    segments = {column: rows[column].to_numpy() for column in campaign.segments.columns}
-    arms = arms_of(
-        variants,
-        rows["policy_arm"].to_numpy(dtype=np.int64),
-        mu_hat[:, 1:] - mu_hat[:, :1],
-        np.array(campaign.weights),
-        np.array(campaign.costs[1:]),
-        segments,
+    _check_variants(variants, campaign)
+    values = {
+        "name": name,
+        "campaign_hash": campaign.hash,
+        "salt": f"{campaign.name}/experiment/{name}",
+        "slot_salt": f"{campaign.name}/experiment-slots/1",
+        "slots": _free_slots(read_experiments(folder), share, name),
+        "variants": [v.model_dump() for v in variants],
+        "starts_at": starts_at,
+        "plan": plan.model_dump(mode="json"),
+        "forecast": [f.model_dump() for f in forecast],
+        "ramp": ramp,
+        "history": [{"at": starts_at, "state": "running", "ramp": ramp}],
+    }
+    return validated(Experiment, values, Path(f"experiment {name}"))
+
+
+def _check_variants(variants: Sequence[Variant], campaign: Campaign) -> None:
+    """What the service could not decide by must be refused here, not at a request."""
+    for v in variants:
+        if v.arm >= len(campaign.arm):
+            raise CampaignError(f"variant {v.name}: arm == {v.arm}, must be below {len(campaign.arm)}")
+        if v.weights is not None and len(v.weights) != len(campaign.outcome):
+            raise CampaignError(
+                f"variant {v.name}: weights == {list(v.weights)}, must be {len(campaign.outcome)}: one per outcome"
+            )
+        if unknown := set(v.rule or {}) - set(campaign.segments.columns):
+            raise CampaignError(
+                f"variant {v.name}: rule on {sorted(unknown)}, known segments: {list(campaign.segments.columns)}"
+            )
+
+
+def _free_slots(experiments: Sequence[Experiment], share: float, name: str) -> tuple[float, float]:
+    if not 0 < share <= 1:
+        raise CampaignError(f"share == {share:g}, must be in (0, 1]: it is a share of users")
+    taken = sorted(e.slots for e in experiments if e.state != "ended" and e.name != name)
+    start = 0.0
+    for low, high in [*taken, (1.0, 1.0)]:
+        if start + share <= low + 1e-12:
+            return (start, min(1.0, start + share))
+        start = max(start, high)
+    held = ", ".join(f"{e.name} holds {e.slots[0]:g} to {e.slots[1]:g}" for e in experiments if e.state != "ended")
+    raise CampaignError(
+        f"share == {share:g}: with the running experiments the shares sum to over 1, or leave no gap that large "
+        f"({held}); end one of them, or ask for a smaller share"
     )
-    known: dict[bytes, str] = {}
-    for k, v in enumerate(variants):
-        twin = known.setdefault(np.ascontiguousarray(arms[:, k]).tobytes(), v.name)
-        if twin != v.name:
-            raise CampaignError(f"{twin} and {v.name} decide alike about all {len(rows)} evaluate users: drop one")
-    policies = {f"variant {v.name}": np.eye(len(campaign.arm))[arms[:, k]] for k, v in enumerate(variants)}
-    values = evaluate(
-        evaluation_log(campaign, rows),
-        policies,
-        evaluation_outcomes(campaign),
-        mu_hat=mu_hat,
-        estimators=("dr",),
-        costs=campaign.costs,
-        baselines=(f"variant {variants[0].name}",),
-    )
-    told = [
-        forecasts_of(values, f"variant {v.name}", f"variant {variants[0].name}", v.name, model_tag=model_tag)
-        for v in variants[1:]
-    ]
-    return tuple(forecast for candidate in told for forecast in candidate)
-
-
-def forecasts_of(
-    evaluation: pd.DataFrame, policy: str, baseline: str, variant: str, *, estimator: str = "dr", model_tag: str = ""
-) -> tuple[Forecast, ...]:
-    """The forecast of one candidate from the table of `models.evaluate`: everybody's difference to the baseline.
-
-    Args:
-        evaluation: from `models.evaluate` at alpha = 0.05.
-        policy: name of the candidate there.
-        baseline: name of the control policy there.
-        variant: name of the candidate in the experiment.
-        estimator: whose rows to take.
-        model_tag: kept beside the forecast.
-
-    Raises: DataError: the table has no such rows.
-    """
-    wanted = {"policy": policy, "baseline": baseline, "estimator": estimator, "segment": ""}
-    rows = evaluation[np.logical_and.reduce([evaluation[key] == value for key, value in wanted.items()])]
-    rows = rows[rows["outcome"] != "weighted"]
-    if rows.empty:
-        raise DataError(f"evaluation: no rows with {wanted}; it has policies {sorted(evaluation['policy'].unique())}")
-    keys = ["value", "ci_lower", "ci_upper"]
-    return tuple(
-        Forecast(variant=variant, metric=str(outcome), value=value, ci_lower=low, ci_upper=high, model_tag=model_tag)
-        for outcome, (value, low, high) in zip(
-            rows["outcome"], rows[keys].astype(float).to_numpy().tolist(), strict=True
-        )
-    )
-
-
-def expected_effects(campaign: Campaign, forecasts: Sequence[Forecast]) -> dict[str, float]:
-    """Metric -> effect of the candidate with the highest forecast in EUR: what the sample size is planned for."""
-    weight = dict(zip(campaign.outcome_names, campaign.weights, strict=True))
-    by_variant: dict[str, dict[str, float]] = {}
-    for f in forecasts:
-        by_variant.setdefault(f.variant, {})[f.metric] = f.value
-    return max(by_variant.values(), key=lambda effects: sum(weight[m] * e for m, e in effects.items()))
-
-
-def _mu_hat(campaign: Campaign, frame: pd.DataFrame) -> np.ndarray:
-    return mu_hat_of(frame, campaign.arm_names, campaign.outcome_names)

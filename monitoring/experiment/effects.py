@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtr
 
-from monitoring.experiment.decide import Look, Row, with_alarms, with_success
+from monitoring.experiment.decide import Row, Status, with_alarms, with_success
+from monitoring.experiment.look import Look
 from monitoring.experiment.plan import ExperimentPlan, Metric
 from monitoring.experiment.stats import Diluted, Effect, Newcombe, Welch, cuped, two_sided_p
 from monitoring.experiment.table import ExperimentTable
@@ -21,15 +22,7 @@ NAN = float("nan")
 
 
 def effect_rows(table: ExperimentTable, plan: ExperimentPlan, look: Look) -> list[Row]:
-    """One row per candidate, metric and segment ("" = everybody), as the columns of a table.
-
-    Columns: variant, metric, kind, role, direction, segment, n_control, n_treatment, mean_control, mean_treatment,
-    effect_size, rel_effect_size, ci_lower, ci_upper, ci_level, z, pvalue, margin, method, variance_ratio, dilution,
-    status and alarm. Means and effects are CUPED-adjusted where a covariate is used; `variance_ratio` is the share of
-    variance left by it. Numbers and means are of the users who are read, `dilution` is their share of all users in the
-    segment, effect and interval are on all of them. `pvalue`: two-sided against no effect (success), one-sided against
-    the margin (guardrail); of one look. `status`: improved, worse, non_inferior, not_shown, insufficient.
-    """
+    """One row per candidate, metric and segment, everybody first."""
     rows = [
         _row(table, plan, look, metric, arm, segment, mask)
         for segment, mask in table.segment_rows()
@@ -88,45 +81,61 @@ def informative(table: ExperimentTable, everyone: np.ndarray, arm: int) -> np.nd
     return rows if enough(table.variant[rows] == arm) else everyone
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """One metric of a candidate in one group of users: who was compared, and the effect on the whole group."""
+
+    found: Compared
+    effect: Effect | None
+    dilution: float
+    base: float  # control's mean that the effect is a share of
+
+
+def _reading(table: ExperimentTable, metric: Metric, arm: int, everyone: np.ndarray) -> _Reading:
+    rows = informative(table, everyone, arm)
+    found, total = compare(table, metric, arm, rows), int(everyone.sum())
+    if rows is everyone:
+        return _Reading(found, found.effect, 1.0, _mean(found.control))
+    share = int(rows.sum()) / total
+    # a triggered effect is on all users, and so must be what it is compared with
+    base = _mean(table.outcome[metric.name][everyone & (table.variant == 0)])
+    return _Reading(found, Diluted(found.effect, share, total) if found.effect else None, share, base)
+
+
 def _row(
     table: ExperimentTable, plan: ExperimentPlan, look: Look, metric: Metric, arm: int, segment: str, mask: np.ndarray
 ) -> Row:
-    everyone = mask & table.pair(arm)
-    rows = informative(table, everyone, arm)
-    found, total = compare(table, metric, arm, rows), int(everyone.sum())
-    dilution = int(rows.sum()) / total if rows is not everyone else 1.0
-    effect = Diluted(found.effect, dilution, total) if found.effect and rows is not everyone else found.effect
+    reading = _reading(table, metric, arm, mask & table.pair(arm))
+    found, effect, margin = reading.found, reading.effect, metric.tolerance(segment)
     # shipping any of several candidates that harm is one error: each candidate's guardrails get their part of alpha
     tail = plan.alpha / 2 if metric.role == "success" else plan.alpha / len(plan.treatments)
     low, high = effect.interval(look.critical(tail)) if effect else (NAN, NAN)
-    base = _mean(found.control)
-    # a triggered effect is on all users, and so must be what it is compared with
-    whole = base if rows is everyone else _mean(table.outcome[metric.name][everyone & (table.variant == 0)])
-    size, margin = effect.estimate if effect else NAN, metric.tolerance(segment)
-    return {
-        "variant": plan.variants[arm],
-        "metric": metric.name,
-        "kind": metric.kind,
-        "role": metric.role,
-        "direction": metric.direction,
-        "segment": segment,
-        "n_control": len(found.control),
-        "n_treatment": len(found.treatment),
-        "mean_control": base,
-        "mean_treatment": _mean(found.treatment),
-        "effect_size": size,
-        "rel_effect_size": size / whole if whole else NAN,
-        "ci_lower": low,
-        "ci_upper": high,
-        "ci_level": 1 - 2 * tail,
-        "z": effect.z_against(0.0) if effect else NAN,
-        "pvalue": _pvalue(effect, metric, margin),
-        "margin": margin if metric.role == "guardrail" else NAN,
-        "method": found.method,
-        "variance_ratio": found.variance_ratio,
-        "dilution": dilution,
-        "status": _status(found, metric, low, high, margin),
-    }
+    size = effect.estimate if effect else NAN
+    return Row(
+        variant=plan.variants[arm],
+        metric=metric.name,
+        kind=metric.kind,
+        role=metric.role,
+        direction=metric.direction,
+        segment=segment,
+        n_control=len(found.control),
+        n_treatment=len(found.treatment),
+        mean_control=_mean(found.control),
+        mean_treatment=_mean(found.treatment),
+        effect_size=size,
+        rel_effect_size=size / reading.base if reading.base else NAN,
+        ci_lower=low,
+        ci_upper=high,
+        ci_level=1 - 2 * tail,
+        z=effect.z_against(0.0) if effect else NAN,
+        pvalue=_pvalue(effect, metric, margin),
+        margin=margin if metric.role == "guardrail" else NAN,
+        method=found.method,
+        variance_ratio=found.variance_ratio,
+        dilution=reading.dilution,
+        status=_status(found, metric, low, high, margin),
+        alarm=False,
+    )
 
 
 def _mean(values: np.ndarray) -> float:
@@ -157,7 +166,7 @@ def _pvalue(effect: Effect | None, metric: Metric, margin: float) -> float:
     return float(ndtr(-metric.sign * effect.z_against(-metric.sign * margin)))
 
 
-def _status(found: Compared, metric: Metric, low: float, high: float, margin: float) -> str:
+def _status(found: Compared, metric: Metric, low: float, high: float, margin: float) -> Status:
     # a guardrail with few events may still be shown harmless: Newcombe's interval is honest about them
     rare = metric.role == "success" and metric.kind == "binary" and found.events < MIN_COUNT
     if found.effect is None or min(len(found.treatment), len(found.control)) < MIN_COUNT or rare:

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from campaign import Campaign, CampaignError, validated
+from campaign import CampaignError, validated
 from feature_repo.atomic import write_json
 from monitoring.experiment.plan import ExperimentPlan
 
@@ -155,81 +154,6 @@ class Experiment(_Frozen):
     def is_on(self, now: datetime) -> bool:
         """Whether users are assigned at this instant."""
         return self.state == "running" and now >= self.starts_at
-
-
-def new_experiment(
-    folder: Path,
-    campaign: Campaign,
-    name: str,
-    variants: Sequence[Variant],
-    plan: ExperimentPlan,
-    *,
-    share: float,
-    starts_at: datetime,
-    ramp: float = 1.0,
-    forecast: Sequence[Forecast] = (),
-) -> Experiment:
-    """Design an experiment in the first free slots of the campaign; `write_experiment` makes it live.
-
-    Args:
-        folder: the campaign's experiment files.
-        campaign: the loaded campaign.
-        name: of the experiment; also names its salt.
-        variants: control first.
-        plan: how it will be read; its variants are those of `variants`, in that order.
-        share: of users outside the holdout and exploration, all variants together, at full ramp.
-        starts_at: nobody is enrolled before.
-        ramp: part of the share that is enrolled at the start.
-        forecast: what offline evaluation predicts.
-
-    Raises: CampaignError: shares over 1, no interval of that size is free, or a variant does not fit the campaign.
-    """
-    _check_variants(variants, campaign)
-    values = {
-        "name": name,
-        "campaign_hash": campaign.hash,
-        "salt": f"{campaign.name}/experiment/{name}",
-        "slot_salt": f"{campaign.name}/experiment-slots/1",
-        "slots": _free_slots(read_experiments(folder), share, name),
-        "variants": [v.model_dump() for v in variants],
-        "starts_at": starts_at,
-        "plan": plan.model_dump(mode="json"),
-        "forecast": [f.model_dump() for f in forecast],
-        "ramp": ramp,
-        "history": [{"at": starts_at, "state": "running", "ramp": ramp}],
-    }
-    return validated(Experiment, values, Path(f"experiment {name}"))
-
-
-def _check_variants(variants: Sequence[Variant], campaign: Campaign) -> None:
-    """What the service could not decide by must be refused here, not at a request."""
-    for v in variants:
-        if v.arm >= len(campaign.arm):
-            raise CampaignError(f"variant {v.name}: arm == {v.arm}, must be below {len(campaign.arm)}")
-        if v.weights is not None and len(v.weights) != len(campaign.outcome):
-            raise CampaignError(
-                f"variant {v.name}: weights == {list(v.weights)}, must be {len(campaign.outcome)}: one per outcome"
-            )
-        if unknown := set(v.rule or {}) - set(campaign.segments.columns):
-            raise CampaignError(
-                f"variant {v.name}: rule on {sorted(unknown)}, known segments: {list(campaign.segments.columns)}"
-            )
-
-
-def _free_slots(experiments: Sequence[Experiment], share: float, name: str) -> tuple[float, float]:
-    if not 0 < share <= 1:
-        raise CampaignError(f"share == {share:g}, must be in (0, 1]: it is a share of users")
-    taken = sorted(e.slots for e in experiments if e.state != "ended" and e.name != name)
-    start = 0.0
-    for low, high in [*taken, (1.0, 1.0)]:
-        if start + share <= low + 1e-12:
-            return (start, min(1.0, start + share))
-        start = max(start, high)
-    held = ", ".join(f"{e.name} holds {e.slots[0]:g} to {e.slots[1]:g}" for e in experiments if e.state != "ended")
-    raise CampaignError(
-        f"share == {share:g}: with the running experiments the shares sum to over 1, or leave no gap that large "
-        f"({held}); end one of them, or ask for a smaller share"
-    )
 
 
 def write_experiment(folder: Path, experiment: Experiment) -> Path:

@@ -1,4 +1,4 @@
-"""Forecast against outcome: does offline evaluation predict what live experiments find? Kept over experiments."""
+"""Forecast against outcome: what offline evaluation predicts of live experiments, and what they find; kept over all."""
 
 from __future__ import annotations
 
@@ -6,21 +6,112 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy.special import chdtrc
 
+from campaign import Campaign, CampaignError, DataError
 from feature_repo.atomic import write_json
+from models.challenger import evaluation_log, evaluation_outcomes
+from models.evaluation import evaluate
+from models.predictions import mu_hat_of
+from monitoring.experiment.assign import Scored, arms_of
 from monitoring.experiment.checks import believable, quality_checks
-from monitoring.experiment.decide import Look, Row, amount
+from monitoring.experiment.decide import Row, amount
 from monitoring.experiment.effects import effect_rows
-from monitoring.experiment.file import Forecast
+from monitoring.experiment.file import Forecast, Variant
+from monitoring.experiment.look import Look
 from monitoring.experiment.plan import ExperimentPlan
 from monitoring.experiment.stats import wilson
 from monitoring.experiment.table import checked_table
 
 Z95 = 1.959963984540054
+
+
+def offline_forecasts(
+    campaign: Campaign, frame: pd.DataFrame, variants: Sequence[Variant], model_tag: str
+) -> tuple[Forecast, ...]:
+    """Every candidate's difference to control on the `evaluate` users, doubly robust, with 95% intervals.
+
+    Args:
+        campaign: outcomes, weights and costs.
+        frame: the champion's frame.parquet.
+        variants: control first.
+        model_tag: the champion.
+
+    Raises: CampaignError: two variants decide alike about all these users.
+    """
+    rows = frame[frame["split"] == "evaluate"].reset_index(drop=True)
+    if rows.empty:
+        raise DataError("frame.parquet has no evaluate users; train again")
+    mu_hat = mu_hat_of(rows, campaign.arm_names, campaign.outcome_names)
+    scored = Scored(
+        champion_arm=rows["policy_arm"].to_numpy(dtype=np.int64),
+        uplift=mu_hat[:, 1:] - mu_hat[:, :1],
+        weights=np.array(campaign.weights),
+        costs=np.array(campaign.costs[1:]),
+        segments={column: rows[column].to_numpy() for column in campaign.segments.columns},
+    )
+    arms = arms_of(variants, scored)
+    known: dict[bytes, str] = {}
+    for k, v in enumerate(variants):
+        twin = known.setdefault(np.ascontiguousarray(arms[:, k]).tobytes(), v.name)
+        if twin != v.name:
+            raise CampaignError(f"{twin} and {v.name} decide alike about all {len(rows)} evaluate users: drop one")
+    policies = {f"variant {v.name}": np.eye(len(campaign.arm))[arms[:, k]] for k, v in enumerate(variants)}
+    values = evaluate(
+        evaluation_log(campaign, rows),
+        policies,
+        evaluation_outcomes(campaign),
+        mu_hat=mu_hat,
+        estimators=("dr",),
+        costs=campaign.costs,
+        baselines=(f"variant {variants[0].name}",),
+    )
+    told = [
+        forecasts_of(values, f"variant {v.name}", f"variant {variants[0].name}", v.name, model_tag=model_tag)
+        for v in variants[1:]
+    ]
+    return tuple(forecast for candidate in told for forecast in candidate)
+
+
+def forecasts_of(
+    evaluation: pd.DataFrame, policy: str, baseline: str, variant: str, *, estimator: str = "dr", model_tag: str = ""
+) -> tuple[Forecast, ...]:
+    """The forecast of one candidate from the table of `models.evaluate`: everybody's difference to the baseline.
+
+    Args:
+        evaluation: from `models.evaluate` at alpha = 0.05.
+        policy: name of the candidate there.
+        baseline: name of the control policy there.
+        variant: name of the candidate in the experiment.
+        estimator: whose rows to take.
+        model_tag: kept beside the forecast.
+
+    Raises: DataError: the table has no such rows.
+    """
+    wanted = {"policy": policy, "baseline": baseline, "estimator": estimator, "segment": ""}
+    rows = evaluation[np.logical_and.reduce([evaluation[key] == value for key, value in wanted.items()])]
+    rows = rows[rows["outcome"] != "weighted"]
+    if rows.empty:
+        raise DataError(f"evaluation: no rows with {wanted}; it has policies {sorted(evaluation['policy'].unique())}")
+    keys = ["value", "ci_lower", "ci_upper"]
+    return tuple(
+        Forecast(variant=variant, metric=str(outcome), value=value, ci_lower=low, ci_upper=high, model_tag=model_tag)
+        for outcome, (value, low, high) in zip(
+            rows["outcome"], rows[keys].astype(float).to_numpy().tolist(), strict=True
+        )
+    )
+
+
+def expected_effects(campaign: Campaign, forecasts: Sequence[Forecast]) -> dict[str, float]:
+    """Metric -> effect of the candidate with the highest forecast in EUR: what the sample size is planned for."""
+    weight = dict(zip(campaign.outcome_names, campaign.weights, strict=True))
+    by_variant: dict[str, dict[str, float]] = {}
+    for f in forecasts:
+        by_variant.setdefault(f.variant, {})[f.metric] = f.value
+    return max(by_variant.values(), key=lambda effects: sum(weight[m] * e for m, e in effects.items()))
 
 
 def forecast_against_outcome(forecasts: Sequence[Forecast], frame: pd.DataFrame, plan: ExperimentPlan) -> pd.DataFrame:
@@ -106,7 +197,7 @@ def calibration_notes(kept: pd.DataFrame, plan: ExperimentPlan) -> list[str]:
     return notes
 
 
-def _calibration(metric: str, rows: pd.DataFrame) -> dict[str, Any]:
+def _calibration(metric: str, rows: pd.DataFrame) -> dict[str, str | float]:
     n, covered = len(rows), int(rows["covered"].sum())
     low, high = wilson(covered, n, Z95)
     se = (rows["ci_upper"] - rows["ci_lower"]).to_numpy(dtype=float) / (2 * Z95)

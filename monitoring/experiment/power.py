@@ -8,7 +8,7 @@ multiplied down as if tests were independent nor bounded loosely.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from scipy.special import ndtr
 from campaign import CampaignError
 from monitoring.experiment.plan import ExperimentPlan, Metric
 from monitoring.experiment.stats import critical_z, cuped, obrien_fleming
-from monitoring.experiment.table import covariate_values, need_column, outcome_values, segment_groups
+from monitoring.experiment.table import covariate_values, need_column, outcome_values, segment_groups, segment_rows
 
 DRAWS = 20_000  # of the tests' joint distribution: the planned probability has a Monte-Carlo SE <= .004
 MAX_USERS = 10**9
@@ -66,6 +66,11 @@ class _Test:
     distance: float  # from the null that must be excluded to the expected effect, towards the good side
     critical: tuple[float, ...]  # bound of z at each look
 
+    @property
+    def decides(self) -> bool:
+        """Whether the decision hangs on it: what a success metric does in a segment is told only."""
+        return self.metric.role == "guardrail" or self.segment == ""
+
 
 def plan_experiment(
     frame: pd.DataFrame,
@@ -96,7 +101,8 @@ def plan_experiment(
     _check_effects(plan, effects, power)
     for column in [*plan.segments, *(c for m in plan.metric for c in (m.name, m.covariate) if c)]:
         need_column(frame, column)
-    tests, told = _tests(frame, plan, effects), _told_only(frame, plan)
+    every = _tests(frame, plan, effects)
+    tests = [test for test in every if test.decides]
     paths = _paths(tests, plan.fractions, seed)
     users = _smallest(lambda n: _ship_probability(tests, paths, plan.fractions, n), power)
     if available_users is not None and users > available_users:
@@ -113,7 +119,7 @@ def plan_experiment(
         days=None if entry is None else entry + matures_after_days,
         power=power,
         ship_probability=_ship_probability(tests, paths, plan.fractions, users),
-        table=pd.DataFrame([*(_told(test, users, power) for test in tests), *(_mde(t, users, power) for t in told)]),
+        table=pd.DataFrame([_told(test, users, power) for test in every]),
         plan=plan.model_copy(update={"planned_users": users}),
     )
 
@@ -138,42 +144,21 @@ def _check_effects(plan: ExperimentPlan, effects: Mapping[str, float], power: fl
 
 
 def _tests(frame: pd.DataFrame, plan: ExperimentPlan, effects: Mapping[str, float]) -> list[_Test]:
+    """The tests of the decision first, then success metrics in segments, which are told only."""
     family = len(plan.treatments) * sum(m.role == "success" for m in plan.metric)
-    success = obrien_fleming(plan.alpha / (2 * family), plan.fractions)
-    guardrail = obrien_fleming(plan.alpha / len(plan.treatments), plan.fractions)
-    segments = _segments(frame, plan)
+    tails = {"success": plan.alpha / 2 / family, "guardrail": plan.alpha / len(plan.treatments), "told": plan.alpha / 2}
+    critical = {part: obrien_fleming(tail, plan.fractions) for part, tail in tails.items()}
+    groups = list(segment_rows({column: segment_groups(frame[column]) for column in plan.segments}, len(frame)))
     tests = []
     for metric in plan.metric:
-        y, x = _columns(frame, metric, plan)
-        for segment, rows in segments if metric.role == "guardrail" else segments[:1]:
-            critical = guardrail if metric.role == "guardrail" else success
-            tests.append(_test(y, x, rows, metric, segment, effects.get(metric.name, 0.0), plan, critical))
-    return tests
-
-
-def _told_only(frame: pd.DataFrame, plan: ExperimentPlan) -> list[_Test]:
-    """Success metrics in segments: no part of the decision, but what could be seen there should be known before."""
-    critical = obrien_fleming(plan.alpha / 2, plan.fractions)
-    return [
-        _test(*_columns(frame, metric, plan), rows, metric, segment, 0.0, plan, critical)
-        for metric in plan.metric
-        for segment, rows in _segments(frame, plan)[1:]
-        if metric.role == "success" and frame.loc[rows, metric.name].nunique() > 1
-    ]
-
-
-def _columns(frame: pd.DataFrame, metric: Metric, plan: ExperimentPlan) -> tuple[np.ndarray, np.ndarray | None]:
-    x = covariate_values(frame[metric.covariate]) if metric.covariate else None
-    return outcome_values(frame, metric, plan.unit), x
-
-
-def _segments(frame: pd.DataFrame, plan: ExperimentPlan) -> list[tuple[str, np.ndarray]]:
-    """("", everybody) first, then each segment; masks of shape (n,)."""
-    found = [("", np.ones(len(frame), dtype=bool))]
-    for column in plan.segments:
-        groups = segment_groups(frame[column])
-        found += [(f"{column}={label}", groups.codes == code) for code, label in enumerate(groups.labels)]
-    return found
+        y = outcome_values(frame, metric, plan.unit)
+        x = covariate_values(frame[metric.covariate]) if metric.covariate else None
+        for segment, rows in groups:
+            part = "told" if metric.role == "success" and segment else metric.role
+            effect = effects.get(metric.name, 0.0) if part != "told" else 0.0
+            if part != "told" or len(np.unique(y[rows])) > 1:
+                tests.append(_test(y, x, rows, metric, segment, effect, plan, critical[part]))
+    return sorted(tests, key=lambda test: not test.decides)
 
 
 def _test(
@@ -233,7 +218,7 @@ def _ship_probability(tests: list[_Test], paths: np.ndarray, fractions: tuple[fl
     return float((passed[:, :, success].any(axis=2) & passed[:, :, ~success].all(axis=2)).any(axis=1).mean())
 
 
-def _smallest(probability: Any, power: float) -> int:
+def _smallest(probability: Callable[[float], float], power: float) -> int:
     """Smallest number of users, to about 0.2%, with the wanted probability."""
     low, high = 1.0, 128.0
     while probability(high) < power:
@@ -246,14 +231,11 @@ def _smallest(probability: Any, power: float) -> int:
     return math.ceil(high)
 
 
-def _mde(test: _Test, users: int, power: float) -> dict[str, Any]:
-    """A row of the table for a test that is only told: what could be seen, nothing about passing."""
-    return {**_told(test, users, power), "users_alone": None, "expected": math.nan, "pass_probability": math.nan}
-
-
-def _told(test: _Test, users: int, power: float) -> dict[str, Any]:
+def _told(test: _Test, users: int, power: float) -> dict[str, str | float | None]:
+    """A row of the table; of a test that is told only, what could be seen and nothing about passing."""
     metric, z = test.metric, test.critical[-1]
     reach = (z + critical_z(1 - power)) * math.sqrt(test.variance)
+    passing = float(ndtr(test.distance / math.sqrt(test.variance / users) - z))
     return {
         "metric": metric.name,
         "role": metric.role,
@@ -261,18 +243,17 @@ def _told(test: _Test, users: int, power: float) -> dict[str, Any]:
         "share": test.share,
         "sd": test.sd,
         "variance_ratio": test.variance_ratio,
-        "users_alone": math.ceil((reach / test.distance) ** 2) if test.distance > 0 else None,
+        "users_alone": math.ceil((reach / test.distance) ** 2) if test.decides and test.distance > 0 else None,
         "mde": reach / math.sqrt(users),
-        "margin": metric.tolerance(test.segment) if metric.role == "guardrail" else float("nan"),
-        "expected": metric.sign * (test.distance - metric.tolerance(test.segment)),
-        "pass_probability": float(ndtr(test.distance / math.sqrt(test.variance / users) - z)),
+        "margin": metric.tolerance(test.segment) if metric.role == "guardrail" else math.nan,
+        "expected": metric.sign * (test.distance - metric.tolerance(test.segment)) if test.decides else math.nan,
+        "pass_probability": passing if test.decides else math.nan,
     }
 
 
 def _hardest(tests: list[_Test], users: int, power: float) -> str:
     """The required test that is least likely to pass: any guardrail's, or the best success metric's."""
-    rows = [_told(test, users, power) for test in tests]
-    best = max((row for row in rows if row["role"] == "success"), key=lambda row: float(row["pass_probability"]))
-    required = [best, *(row for row in rows if row["role"] == "guardrail")]
-    hardest = min(required, key=lambda row: float(row["pass_probability"]))
+    rows = pd.DataFrame([_told(test, users, power) for test in tests]).sort_values("pass_probability")
+    best = rows[rows["role"] == "success"].tail(1)
+    hardest = pd.concat([best, rows[rows["role"] == "guardrail"]]).sort_values("pass_probability").iloc[0]
     return f"{hardest['metric']} of {hardest['segment'] or 'everybody'}"

@@ -9,17 +9,18 @@ from typing import Any
 import pandas as pd
 
 from monitoring.experiment.checks import believable, quality_checks
-from monitoring.experiment.decide import Decision, Look, current_look, decide
+from monitoring.experiment.decide import Decision, decide
 from monitoring.experiment.effects import MIN_COUNT, effect_rows, informative
+from monitoring.experiment.look import Look, current_look, planned_part
 from monitoring.experiment.plan import ExperimentPlan
-from monitoring.experiment.table import ExperimentTable, checked_table, planned_part
+from monitoring.experiment.table import ExperimentTable, checked_table
 
 
 @dataclass(frozen=True)
 class Readout:
     """What an experiment says.
 
-    `reasons` are sentences; `table` is described at effect_rows, `checks` at
+    `reasons` are sentences; `table` has the columns of decide.Row, `checks` those of
     checks.quality_checks; `variant` is the candidate to ship, "" when none.
     """
 

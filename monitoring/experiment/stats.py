@@ -1,4 +1,4 @@
-"""Formulas of an A/B test: effects with intervals, CUPED, sample-ratio test, bounds that hold at every look.
+"""Formulas of an A/B test: effects with intervals, CUPED, bounds that hold at every look.
 
 An effect is mean(treatment) - mean(control). Every effect answers two questions: its interval at a critical value z
 (z = 1.96 is the usual 95%), and the z at which the interval just touches a given null; so a p value and the interval
@@ -14,9 +14,8 @@ from typing import Protocol
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import bdtr, bdtrc, chdtrc, ndtr, ndtri, stdtr, stdtrit
+from scipy.special import ndtr, ndtri, stdtr, stdtrit
 
-LARGE = 1000  # expected users per variant from which the chi-square tail is good enough
 MAX_Z = 37.0  # beyond this a normal tail is 0 in double precision
 
 
@@ -162,43 +161,6 @@ def two_sided_p(z: float) -> float:
 def critical_z(tail: float) -> float:
     """Normal z with the given upper tail probability."""
     return min(MAX_Z, -float(ndtri(tail))) if tail > 0 else MAX_Z
-
-
-def sample_ratio_p(counts: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """P value of counts against planned shares, for each row of counts; shape (n,).
-
-    Chi-square where at least LARGE users are expected in every variant. Below, the chi-square tail is too short for
-    the small p values that many days or segments are judged at (3 to 6 times the nominal rate at 10% treated): there
-    the exact binomial of each variant against the rest, doubled, times the number of variants where they are > 2.
-
-    Args:
-        counts: users by variant, shape (n, k).
-        shares: planned shares, shape (k,).
-    """
-    total, share = counts.sum(axis=1, keepdims=True), shares / shares.sum()
-    k = counts.shape[1]
-    with np.errstate(invalid="ignore"):  # a row without users
-        chi_square = chdtrc(k - 1, np.nansum((counts - total * share) ** 2 / (total * share), axis=1))
-    tails = np.minimum(bdtr(counts, total, share), bdtrc(counts - 1.0, total, share))
-    tails = np.where(counts == 0, bdtr(counts, total, share), tails)  # bdtrc has no tail "at least 0"
-    exact = np.minimum(1.0, (2 * tails).min(axis=1) * (1 if k == 2 else k))
-    return np.asarray(np.where((total * share).min(axis=1) >= LARGE, chi_square, exact))
-
-
-def homogeneity(table: np.ndarray) -> float:
-    """P value that the share of column 1 is the same in every row (variant); shape (k, 2).
-
-    Chi-square, or where fewer than 20 are expected in a cell Fisher's exact test of each row against the first.
-    """
-    table = table[:, table.sum(axis=0) > 0]
-    if table.shape[1] < 2:
-        return 1.0
-    expected = np.outer(table.sum(axis=1), table.sum(axis=0)) / table.sum()
-    if expected.min() >= 20:
-        return float(chdtrc(len(table) - 1, ((table - expected) ** 2 / expected).sum()))
-    from scipy.stats import fisher_exact
-
-    return min(1.0, (len(table) - 1) * min(float(fisher_exact(table[[0, row]])[1]) for row in range(1, len(table))))
 
 
 def holm(z: np.ndarray, critical: dict[int, float]) -> np.ndarray:

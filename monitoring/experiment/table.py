@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,10 +52,15 @@ class ExperimentTable:
 
     def segment_rows(self) -> Iterator[tuple[str, np.ndarray]]:
         """("", everybody) first, then every segment as ("column=value", its users); masks of shape (n,)."""
-        yield "", np.ones(self.n, dtype=bool)
-        for column, grouping in self.segments.items():
-            for code, label in enumerate(grouping.labels):
-                yield f"{column}={label}", grouping.codes == code
+        return segment_rows(self.segments, self.n)
+
+
+def segment_rows(segments: Mapping[str, Grouping], n: int) -> Iterator[tuple[str, np.ndarray]]:
+    """See ExperimentTable.segment_rows; `segments` by column, of n users."""
+    yield "", np.ones(n, dtype=bool)
+    for column, grouping in segments.items():
+        for code, label in enumerate(grouping.labels):
+            yield f"{column}={label}", grouping.codes == code
 
 
 def checked_table(frame: pd.DataFrame, plan: ExperimentPlan) -> ExperimentTable:
@@ -90,24 +95,6 @@ def checked_table(frame: pd.DataFrame, plan: ExperimentPlan) -> ExperimentTable:
         exposure=_exposure(frame[plan.exposure], plan) if plan.exposure else None,
         trigger=_trigger(frame[plan.trigger]) if plan.trigger else None,
     )
-
-
-def planned_part(frame: pd.DataFrame, plan: ExperimentPlan) -> tuple[pd.DataFrame, bool]:
-    """The planned users of a table that has more, and whether they are the same ones at every later reading.
-
-    They are the first by day of entry, whole days at a time. Without (readable) days nobody is left out.
-    """
-    days = _entry(frame[plan.day]) if plan.day in frame.columns else None
-    if days is None or plan.last_users is None or len(frame) <= plan.last_users:
-        return frame, days is not None
-    return frame[days <= days.sort_values().iloc[plan.last_users - 1]], True
-
-
-def _entry(values: pd.Series) -> pd.Series | None:
-    """Days or instants of entry in a type that sorts by time, shape (n,); None where one cannot be read."""
-    if not pd.api.types.is_numeric_dtype(values):
-        values = pd.to_datetime(values, errors="coerce", format="ISO8601", utc=True)
-    return None if values.isna().any() else values
 
 
 def need_column(frame: pd.DataFrame, column: str) -> None:

@@ -9,7 +9,8 @@ from bentos.bundle import CODE, OK, REASONS
 from bentos.engine import decide
 from bentos.experiments import Live, with_experiments
 from bentos.raw_log import context_of
-from monitoring.experiment.file import Variant, new_experiment
+from monitoring.experiment.design import new_experiment
+from monitoring.experiment.file import Variant
 from monitoring.experiment.plan import plan_of_campaign
 
 START = datetime(2026, 3, 2, tzinfo=UTC)

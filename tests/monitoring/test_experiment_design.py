@@ -12,8 +12,9 @@ import pipeline
 from campaign import CampaignError, load_campaign
 from models.predictions import prediction_columns
 from models.registry import pointer_path
-from monitoring.experiment.design import candidates, expected_effects, offline_forecasts, threshold_ladder
+from monitoring.experiment.design import candidates, threshold_ladder
 from monitoring.experiment.file import Forecast, Variant, read_experiment_file
+from monitoring.experiment.forecast import expected_effects, offline_forecasts
 
 CAMPAIGN = load_campaign(Path(__file__).parents[2] / "campaign.toml")
 CONTROL = Variant(name="send_none", policy="send_none", share=0.5)

@@ -10,13 +10,13 @@ from scipy import stats
 
 from campaign import CampaignError, load_campaign
 from models.splits import hash_unit
-from monitoring.experiment.assign import arms_of, experiment_propensities, experiment_variant
+from monitoring.experiment.assign import Scored, arms_of, experiment_propensities, experiment_variant
+from monitoring.experiment.design import new_experiment
 from monitoring.experiment.file import (
     Experiment,
     Forecast,
     Variant,
     change_state,
-    new_experiment,
     read_experiment_file,
     read_experiments,
     write_experiment,
@@ -220,28 +220,16 @@ UPLIFT = np.array([[[0.10, -0.10, 0.0]], [[0.0, 0.20, 0.0]], [[np.nan] * 3]])
 def test_every_variant_decides_for_every_user_with_features(tmp_path):
     experiment = five_variants(tmp_path)
     segments = {"plan": np.array(["free", "trial", None], dtype=object)}
-    arms = arms_of(
-        experiment.variants,
-        np.array([1, 0, 0]),
-        UPLIFT,
-        np.array(CAMPAIGN.weights),
-        np.array(CAMPAIGN.costs[1:]),
-        segments,
-    )
+    weights, costs = np.array(CAMPAIGN.weights), np.array(CAMPAIGN.costs[1:])
+    arms = arms_of(experiment.variants, Scored(np.array([1, 0, 0]), UPLIFT, weights, costs, segments))
     #                       none all trial champion weights
     assert arms.tolist() == [[0, 1, 0, 1, 0], [0, 1, 1, 0, 1], [0, 0, 0, 0, 0]]
 
 
 def test_a_rule_on_an_unknown_segment_is_refused(tmp_path):
+    users = Scored(np.zeros(3, int), UPLIFT, np.zeros(3), np.zeros(1), {"device": np.array([])})
     with pytest.raises(CampaignError, match="rule on 'plan', known segments"):
-        arms_of(
-            five_variants(tmp_path).variants,
-            np.zeros(3, int),
-            UPLIFT,
-            np.zeros(3),
-            np.zeros(1),
-            {"device": np.array([])},
-        )
+        arms_of(five_variants(tmp_path).variants, users)
 
 
 def test_propensities_are_the_frequencies_of_the_draw(tmp_path):

@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 
 from campaign import DataError
-from monitoring.experiment.design import forecasts_of
 from monitoring.experiment.file import Forecast
 from monitoring.experiment.forecast import (
     calibration_notes,
     forecast_against_outcome,
     forecast_calibration,
+    forecasts_of,
     keep_forecasts,
     read_forecasts,
 )

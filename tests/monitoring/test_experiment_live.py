@@ -11,12 +11,11 @@ import pytest
 
 from campaign import CampaignError, DataError, load_campaign
 from monitoring.experiment.assign import experiment_variant
-from monitoring.experiment.design import plan_live, planning_frame
+from monitoring.experiment.design import new_experiment, plan_live, planning_frame
 from monitoring.experiment.file import (
     Forecast,
     Variant,
     change_state,
-    new_experiment,
     read_experiment_file,
     write_experiment,
 )

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from experiment_tables import PLAN, users
 
-from monitoring.experiment.decide import current_look
+from monitoring.experiment.look import current_look
 from monitoring.experiment.read import read_experiment
 from monitoring.experiment.stats import alarm_z
 

@@ -11,6 +11,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
+from monitoring.experiment.checks import homogeneity, sample_ratio_p
 from monitoring.experiment.stats import (
     Diluted,
     Newcombe,
@@ -19,9 +20,7 @@ from monitoring.experiment.stats import (
     critical_z,
     cuped,
     holm,
-    homogeneity,
     obrien_fleming,
-    sample_ratio_p,
     two_sided_p,
     wilson,
 )
