@@ -21,9 +21,13 @@ TREES = 200
 
 
 def trees() -> LGBMRegressor:
-    """The outcome model of every learner that needs one."""
+    """The outcome model of every learner that needs one.
+
+    150 trees of 4 leaves rather than of 7, or 400 of 4: chosen on seed 0, 40,000 users. The X- and R-learner gain 2-3
+    points by it, the DR-learner loses .2.
+    """
     return LGBMRegressor(
-        n_estimators=150, num_leaves=7, learning_rate=0.05, min_child_samples=100, n_jobs=1, verbose=-1
+        n_estimators=150, num_leaves=4, learning_rate=0.05, min_child_samples=100, n_jobs=1, verbose=-1
     )
 
 
@@ -58,15 +62,6 @@ def econml_forest(x: np.ndarray, arm: np.ndarray, y: np.ndarray) -> Callable:
     return forest.fit(y, arm, X=x).effect
 
 
-def causalml_x(x: np.ndarray, arm: np.ndarray, y: np.ndarray) -> Callable:
-    """X-learner of boosted trees."""
-    from causalml.inference.meta import BaseXRegressor
-
-    model, share = BaseXRegressor(learner=trees()), (arm == 1).mean()
-    model.fit(x, arm, y, p=np.full(len(y), share))
-    return lambda new: model.predict(new, p=np.full(len(new), share))
-
-
 def causalml_r(x: np.ndarray, arm: np.ndarray, y: np.ndarray) -> Callable:
     """R-learner of boosted trees."""
     from causalml.inference.meta import BaseRRegressor
@@ -91,7 +86,6 @@ LEARNERS = {
     "econml x": econml_x,
     "econml dr": econml_linear_dr,
     "econml forest": econml_forest,
-    "causalml x": causalml_x,
     "causalml r": causalml_r,
     "causalml forest": causalml_forest,
 }
