@@ -65,6 +65,13 @@ def test_with_days_of_entry_reading_on_past_the_end_changes_nothing(kind):
     assert any("6000 users: the first 3200 are read" in note for note in later.notes)
 
 
+@pytest.mark.parametrize(("per_day", "read"), [(1000, 3000), (1500, 3000), (1600, 3200), (2999, 5998), (6000, 6000)])
+def test_whole_days_are_read_until_the_planned_users_are_in(per_day, read):
+    readout = read_experiment(users().assign(day=np.arange(6000) // per_day), PAST)
+    assert readout.look.users == read
+    assert not readout.look.past_end
+
+
 @pytest.mark.parametrize("days", [None, "some day"])
 def test_days_that_cannot_be_read_leave_nobody_out(days):
     frame = users().assign(day="2026-01-01")
