@@ -29,6 +29,7 @@ from campaign import Campaign, ModelError, StoreError
 from feature_repo.atomic import replacing, write_json
 from feature_repo.contracts import REASONS
 from feature_repo.retrieval import FeatureSchema, feature_schema, latest_features, open_store
+from feature_repo.snapshots import on_spark
 from feature_repo.store import answering, import_feast, snapshot_file
 from models.registry import model_path, required_champion
 
@@ -70,6 +71,13 @@ def score_all(
         users = snapshot.metadata.num_rows
     run = {"day": str(day), "users": users, "batch_rows": batch_rows, "model": tag, "campaign": campaign.hash}
     run["stale"] = bool(schema.ttl_days) and now - _midnight(day) > timedelta(days=min(schema.ttl_days.values()))
+    if on_spark():
+        from bentos.spark_bulk import score_snapshot  # only here: most machines have no PySpark
+
+        run["engine"] = "spark"
+        if not is_done(folder, run):
+            score_snapshot(snapshot_file(store, day), folder, run, (bundle, schema, campaign, day))
+        return folder
     if not _begin(folder, run):
         return folder
     done = 0
@@ -169,7 +177,7 @@ def _table(user_ids: list[str], at: pa.Array, decisions: Decisions, bundle: Bund
     for a, arm in enumerate(spec.arms[1:]):
         for o, outcome in enumerate(spec.outcomes):
             columns[f"uplift_{arm}_{outcome.name}"] = pa.array(decisions.uplift[:, a, o], mask=~known)
-    columns["model_tag"] = pa.array([bundle.tag] * len(known))
+    columns["model_tag"] = pa.array([bundle.tag] * len(known), pa.string())
     return pa.table(columns)
 
 
@@ -179,15 +187,23 @@ def _named(names: tuple[str, ...], codes: np.ndarray) -> pa.Array:
 
 def _begin(folder: Path, run: dict[str, Any]) -> bool:
     """Make the folder ready for this run; False when it was done before. Parts of another run are removed."""
-    manifest = folder / "run.json"
-    before = json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
-    if before == {**run, "done": True}:
+    if is_done(folder, run):
         return False
-    if before != run:
+    if _before(folder) != run:
         if folder.exists():
             shutil.rmtree(folder)
-        write_json(manifest, run)
+        write_json(folder / "run.json", run)
     return True
+
+
+def is_done(folder: Path, run: dict[str, Any]) -> bool:
+    """Whether the folder holds the whole table of this run."""
+    return bool(_before(folder) == {**run, "done": True})
+
+
+def _before(folder: Path) -> Any:
+    manifest = folder / "run.json"
+    return json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
 
 
 def _newest_day(features: Path) -> date:

@@ -30,6 +30,7 @@ from feature_repo.contracts import LOGS
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession  # type: ignore[import-not-found]
 
+UNREADABLE = "`tactful check` names a log file that cannot be read; then "
 CHUNK_DAYS = 32  # computed by one job; bounds what Spark spills
 SQL_TYPES = {"string": "STRING", "timestamp": "TIMESTAMP", "integer": "BIGINT", "float": "DOUBLE"}
 
@@ -98,15 +99,15 @@ def build(
         done: called with each day in order.
     """
     spark = session()
-    told = f"{building.parent}: Spark could not build the snapshots"
-    with failing(told):
+    told = (f"{building.parent}: Spark could not build the snapshots", UNREADABLE)
+    with failing(*told):
         for log, files in logs.items():
             read_log(spark, log, files).createOrReplaceTempView(f"raw_{log}")
         for sql in _DAILY:
             _table(spark, building, sql)
     for chunk in chunks:
         span = {"first": chunk[0], "last": chunk[-1], "first_ever": first_ever}
-        with failing(told):
+        with failing(*told):
             _table(spark, building, aggregates.ASOF, span)
             _table(spark, building, aggregates.FEATURES)
             _write(spark, building / "parts")
@@ -126,8 +127,13 @@ _DAILY = (
 )
 
 
+def uri(path: Path | str) -> str:
+    """How Spark is told a path of the file system; `Path.as_uri` writes = and spaces in a way it takes literally."""
+    return f"file://{Path(path).absolute()}"
+
+
 @contextmanager
-def failing(told: str) -> Iterator[None]:
+def failing(told: str, advice: str = "") -> Iterator[None]:
     """Turn what Spark says of a failed job into our error, beginning with `told`; nothing is in place by then."""
     from py4j.protocol import Py4JError  # type: ignore[import-not-found]
     from pyspark.errors import PySparkException
@@ -139,16 +145,13 @@ def failing(told: str) -> Iterator[None]:
         ours = [line.partition("Error: ")[2] for line in lines if line.startswith("campaign.")]
         causes = [line for line in lines if line.startswith("Caused by")]
         reason = ours[0] if ours else (causes or lines or [type(error).__name__])[-1 if causes else 0][:500]
-        raise DataError(
-            f"{told}: {reason}; `tactful check` names a log file that cannot be read; then run the same command again: "
-            "what is finished is kept"
-        ) from None
+        raise DataError(f"{told}: {reason}; {advice}run the same command again: what is finished is kept") from None
 
 
 def read_log(spark: SparkSession, log: str, files: list[str]) -> DataFrame:
     """Rows of a log: the columns of the contract, in the types of aggregates.py; absent ones are null."""
     schema = ", ".join(f"{name} {SQL_TYPES[column.kind]}" for name, column in LOGS[log].columns.items())
-    return spark.read.schema(schema).parquet(*files) if files else spark.createDataFrame([], schema)
+    return spark.read.schema(schema).parquet(*map(uri, files)) if files else spark.createDataFrame([], schema)
 
 
 def _table(spark: SparkSession, building: Path, sql: str, values: dict[str, Any] | None = None) -> None:
@@ -158,7 +161,7 @@ def _table(spark: SparkSession, building: Path, sql: str, values: dict[str, Any]
     plan for minutes; and what is on disk need not be computed again when a worker dies.
     """
     name, query = translate(sql)
-    folder = (building / name).as_uri()
+    folder = uri(building / name)
     spark.sql(query, values or {}).write.parquet(folder)
     spark.read.parquet(folder).createOrReplaceTempView(name)
 
@@ -198,7 +201,7 @@ def _write(spark: SparkSession, folder: Path) -> None:
     """Parquet files known=D/file=<snapshot|corrections>/part-*, ordered by user: all of a file in one task."""
     frame = spark.table("features").selectExpr("*", "if(day = known, 'snapshot', 'corrections') AS file")
     parts = frame.repartition("known", "file").sortWithinPartitions("known", "file", "row").drop("row", "day")
-    parts.write.partitionBy("known", "file").parquet(folder.as_uri())
+    parts.write.partitionBy("known", "file").parquet(uri(folder))
 
 
 def _collect(spark: SparkSession, building: Path, day: date) -> None:

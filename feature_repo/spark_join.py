@@ -32,7 +32,7 @@ from feature_repo.offline import (
     join,
 )
 from feature_repo.online import UNKNOWN_HOUR, UNKNOWN_SURFACE
-from feature_repo.spark import session
+from feature_repo.spark import session, uri
 from feature_repo.store import feature_schema
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ def _joined(entities: DataFrame, when: str, views: list[Asked], created_filter: 
     tables: Any = ibis.pyspark.connect(spark)
 
     def read(source: FileSource) -> Table:
-        spark.read.parquet(*sorted(glob(source.path))).createOrReplaceTempView(f"source_{source.name}")
+        spark.read.parquet(*map(uri, sorted(glob(source.path)))).createOrReplaceTempView(f"source_{source.name}")
         return tables.table(f"source_{source.name}")
 
     entities.createOrReplaceTempView("entities")

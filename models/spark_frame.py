@@ -57,7 +57,7 @@ def write_training_frame(
     """
     schema = feature_schema(store)
     steps = out.with_name(f".{out.name}.steps")
-    with replacing(out) as aside, engine.failing(f"{out}: Spark could not make the training frame"):
+    with replacing(out) as aside, engine.failing(f"{out}: Spark could not make the frame", engine.UNREADABLE):
         # written down between the steps: what is on disk need not be computed again when a worker dies
         counted = _written(_counted(decisions_dir, campaign, as_of), steps / "decisions")
         if counted.isEmpty():
@@ -79,14 +79,14 @@ def read_frame(folder: Path) -> pd.DataFrame:
 
 
 def _written(frame: DataFrame, folder: Path) -> DataFrame:
-    frame.write.mode("overwrite").parquet(folder.as_uri())
-    return frame.sparkSession.read.parquet(folder.as_uri())
+    frame.write.mode("overwrite").parquet(engine.uri(folder))
+    return frame.sparkSession.read.parquet(engine.uri(folder))
 
 
 def _counted(decisions_dir: Path, campaign: Campaign, as_of: datetime) -> DataFrame:
     """Decisions that count, by `models.frame.sieve`; a user's decisions meet in one task."""
     kinds = ", ".join(f"{name} {SQL_TYPES.get(name, 'STRING')}" for name in COLUMNS)
-    decisions = engine.session().read.schema(kinds).parquet(*decision_files(decisions_dir))
+    decisions = engine.session().read.schema(kinds).parquet(*map(engine.uri, decision_files(decisions_dir)))
     tasks = max(1, decisions.count() // USERS_OF_TASK)
     arms = len(campaign.arm)
 

@@ -70,7 +70,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     from bentoml._internal.configuration.containers import BentoMLContainer
     from serving_world import NOW, world_env
 
-    folder = tmp_path_factory.mktemp("world")
+    folder = tmp_path_factory.mktemp("a world")
     words = [sys.executable, "-c", _BUILD, str(Path(__file__).parents[1] / "bentos"), str(folder)]
     done = subprocess.run(words, env=world_env(folder), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
