@@ -86,6 +86,7 @@ class Decision:
             "action": self.action,
             "exit_code": self.exit_code,
             "reasons": list(self.reasons),
+            "in_words": {"verdict": VERDICTS[self.action], "reasons": [in_words(reason) for reason in self.reasons]},
             "fallback": self.fallback,
             "drift_weeks": self.drift_weeks,
             "champion": self.champion,

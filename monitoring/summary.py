@@ -9,7 +9,7 @@ from typing import Any
 from campaign import Campaign
 from models.page import stylesheet
 from monitoring.decide import VERDICTS, Decision, Statistics, in_words, week_name
-from monitoring.plots import ACTION_COLOURS, decile_plot, drift_plot, weeks_plot
+from monitoring.plots import decile_plot, drift_plot, weeks_plot
 
 WEEKS_SHOWN = 12
 
@@ -42,7 +42,7 @@ def summary_html(
 <title>{escape(_title(decision, campaign))}</title><style>{stylesheet()}</style></head><body><main>
 <h1>{escape(_title(decision, campaign))}</h1>
 <p class="lead">Champion {escape(decision.champion or "none")} · data until {decision.record["decided_at"][:10]}</p>
-<div class="verdict" style="border-color: {ACTION_COLOURS[decision.action]}">
+<div class="verdict {decision.action}">
 <strong>{escape(_verdict(decision))}</strong><ul>{reasons}</ul></div>
 <div class="plots">{plots}</div>
 {tables}

@@ -3,9 +3,11 @@ from datetime import UTC, datetime, time, timedelta
 import pytest
 from monitored import MONDAY, campaign
 
+from models.page import stylesheet
 from monitoring.checks import Check
 from monitoring.decide import Statistics, changed_since, decide, in_words, week_name
 from monitoring.drift import ColumnDrift, Drift
+from monitoring.plots import ACTION_COLOURS
 from monitoring.realised import Realised, UpliftTest
 
 SETUP = campaign()
@@ -181,6 +183,16 @@ def test_decision_text_says_reasons_in_words():
 )
 def test_in_words_knows_every_code(code):
     assert in_words(code)
+
+
+def test_decision_json_says_the_verdict_in_words_and_pages_colour_it_alike():
+    told = verdict(Statistics((OK,), drift(), realised(alarm=True))).as_dict()["in_words"]
+    assert told["verdict"].startswith("retrain: ")
+    assert told["reasons"]
+    assert "uplift:" not in told["reasons"][0]
+    style = stylesheet().lower()
+    for action, colour in ACTION_COLOURS.items():
+        assert f".verdict.{action} {{ border-color: {colour.lower()}; }}" in style
 
 
 def test_week_name_is_iso():
