@@ -210,7 +210,7 @@ def main(names: Sequence[str]) -> None:
     if "<!-- experiment -->" not in (DOCS.read_text(encoding="utf-8") if DOCS.exists() else ""):
         tables = "\n\n".join(f"<!-- experiment {name} -->\n<!-- /experiment {name} -->" for name in GROUPS)
         intro = (
-            "`python benchmarks/experiment.py [GROUP ...]`; one core, seeds 11 to 20 (`rehearsed`: 1000 to 1299); SE: "
+            "`python benchmarks/experiment.py [GROUP ...]`; one core, seeds 11 to 23 (`rehearsed`: 1000 to 1299); SE: "
             "Monte-Carlo standard error."
         )
         write_section(DOCS, "experiment", f"## Live experiments\n\n{intro}\n\n{tables}")

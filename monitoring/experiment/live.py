@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pandas as pd
@@ -28,6 +28,7 @@ from feature_repo.atomic import write_json, write_text
 from models.outcomes import matured, measure_outcomes
 from monitoring.checks import FAILURES
 from monitoring.experiment.assign import experiment_variant
+from monitoring.experiment.decide import Decision
 from monitoring.experiment.file import Experiment, read_experiment_file
 from monitoring.experiment.forecast import calibration_notes, forecast_against_outcome, keep_forecasts, read_forecasts
 from monitoring.experiment.plan import BEFORE
@@ -210,14 +211,23 @@ def write_readout(folder: Path, readout: Readout, name: str, compared: pd.DataFr
     write_text(folder / "readout.html", html_page(readout, name, compared))
 
 
-def _readings(file: Path) -> list[dict[str, Any]]:
+class _Reading(TypedDict):
+    """A line of readings.json."""
+
+    at: str
+    users: int
+    fraction: float
+    decision: Decision
+
+
+def _readings(file: Path) -> list[_Reading]:
     return list(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else []
 
 
-def _add_reading(file: Path, readings: list[dict[str, Any]], readout: Readout, as_of: datetime) -> None:
+def _add_reading(file: Path, readings: list[_Reading], readout: Readout, as_of: datetime) -> None:
     """Remember a reading of more users than the last one: every such look is paid for by the later ones."""
     users = readout.look.users
     if readout.look.fractions and (not readings or users > readings[-1]["users"]):
         fraction = readout.look.fractions[-1]
-        reading = {"at": as_of.isoformat(), "users": users, "fraction": fraction, "decision": readout.decision}
+        reading = _Reading(at=as_of.isoformat(), users=users, fraction=fraction, decision=readout.decision)
         write_json(file, [*readings, reading])
