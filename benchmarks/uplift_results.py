@@ -42,9 +42,12 @@ def mean_and_error(values: pd.Series, digits: int = 1) -> str:
 
 
 def coverage_lines(results: pd.DataFrame) -> list[str]:
-    """Coverage of the network's intervals, mean and lowest seed of each cell; nothing where none was measured."""
+    """Coverage of the network's intervals, mean, SE and lowest seed of each cell; nothing where none was measured."""
     held = results[results.method == NETWORK].dropna(subset="coverage").groupby(["kind", "control"]).coverage
-    cells = [f"{kind} {control:.0%} {v.mean():.3f} (lowest seed {v.min():.2f})" for (kind, control), v in held]
+    cells = [
+        f"{kind} {control:.0%} {mean_and_error(v, 3)} ({len(v)} seeds, lowest {v.min():.2f})"
+        for (kind, control), v in held
+    ]
     mean = held.mean().mean()
     told = f"Coverage of the network's 90% score intervals: {', '.join(cells)}; mean of these {mean:.3f}."
     return ["", told] if cells else []
