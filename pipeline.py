@@ -303,7 +303,8 @@ def compact() -> None:
 
     done = compact_log(data_dir() / "decision_log", data_dir() / "decisions")
     for path in done.damaged:
-        err.print(f"damaged line in the decision log; its file was moved to {path}", style="yellow", soft_wrap=True)
+        told = f"damaged line in the decision log; what stood before it was taken, the file is now {path}"
+        err.print(f"{told}: mend the line by hand or leave it", style="yellow", soft_wrap=True)
     out.print(f"decisions: {done.decisions:,} rows of {done.files} log files in {data_dir() / 'decisions'}")
 
 

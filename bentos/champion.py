@@ -110,11 +110,15 @@ class Champion:
         found = [e for e in read_experiments(experiments_dir()) if e.state != "ended"]
         other = [e.name for e in found if e.campaign_hash != self.campaign.hash]
         if other:
-            raise CampaignError(f"experiments {other} were designed for another campaign.toml; end them, or restore it")
+            raise CampaignError(
+                f"experiments {other} were designed for another campaign.toml; restore it, or end them "
+                f"(`tactful experiment change {other[0]} --state ended`)"
+            )
         columns = {column for e in found for v in e.variants for column in v.rule or {}}
         if unknown := columns - {*bundle.numeric, *bundle.strings}:
             raise CampaignError(
-                f"a rule asks for {sorted(unknown)}, which {bundle.tag} does not read; end its experiment"
+                f"a rule asks for {sorted(unknown)}, which {bundle.tag} does not read; end its experiment "
+                "(`tactful experiment change NAME --state ended`), or promote a model that reads it"
             )
         return Live(tuple(found), self.campaign.segments.columns)
 

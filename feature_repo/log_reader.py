@@ -179,7 +179,8 @@ def _read_as(column: Column, source: Source, found: str, table: Table) -> tuple[
         raw = _name(source.column or "")
     if source.values or source.default is not None:
         if column.kind == "timestamp" and found != "VARCHAR" and source.values:
-            raise DataError(f"{log_map_path()}: values of {source.column!r}: it holds times, not words")
+            told = f"values of {source.column!r}: it holds times, not words; leave `values` out"
+            raise DataError(f"{log_map_path()}: {told}")
         raw, found = _mapped(raw, found, source), "VARCHAR" if source.values else found
     value = _typed(column, source, raw, found, table)
     return value, f"CASE WHEN ({value}) IS NULL THEN ({raw})::VARCHAR END"

@@ -55,8 +55,8 @@ def own_files(log_map: LogMap, arms: tuple[str, ...]) -> list[OwnFile]:
         paths = sorted(path.resolve() for path in _glob(table) if path.is_file())
         if not paths:
             raise DataError(
-                f"{log_map_path()}: [{name}] files == {table.files!r}: no such file; it is looked for in "
-                f"{log_map_path().parent}"
+                f"{log_map_path()}: [{name}] files == {table.files!r}: no such file; put it into "
+                f"{log_map_path().parent}, or correct the path there"
             )
         told = log_map.hash_of(name) + (",".join(arms) if name == "decisions" else "")
         found += [OwnFile(name, path, (told, path.stat().st_size, path.stat().st_mtime_ns)) for path in paths]

@@ -69,7 +69,10 @@ def build_snapshots(
     _check_engine(engine)
     first, last = _possible_days(logs_dir)
     if until is not None and until > last:
-        raise DataError(f"{logs_dir}: logs end on {last - _DAY}, so the last snapshot is {last}; asked until {until}")
+        raise DataError(
+            f"{logs_dir}: logs end on {last - _DAY}, so the last snapshot is {last}; asked until {until}: ask for an "
+            "earlier day, or bring later logs"
+        )
     until = until or min(last, now().date())
     features_dir.mkdir(parents=True, exist_ok=True)
     with _only_builder(features_dir) as building:

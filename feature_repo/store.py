@@ -66,7 +66,7 @@ def open_store(repo_path: Path | str | None = None) -> FeatureStore:
     file = repo / ("feature_store.yaml" if profile == "local" else f"feature_store.{profile}.yaml")
     if not file.exists():
         found = ", ".join(sorted(p.name for p in repo.glob("feature_store*.yaml")))
-        raise StoreError(f"{file}: no such profile (TACTFUL_STORE == {profile!r}); found {found}")
+        raise StoreError(f"{file}: no such profile (TACTFUL_STORE == {profile!r}); set it to one of {found}")
     store = FeatureStore(repo_path=str(repo), fs_yaml_file=file)
     applied = _source_path(store)
     # Feast looks for -f from the folder the command runs in, not from -c
@@ -119,7 +119,8 @@ def feature_schema(store: FeatureStore, service: str = "uplift_v1") -> FeatureSc
     """
     services = {s.name: s for s in store.list_feature_services()}
     if service not in services:
-        raise StoreError(f"no feature service {service!r}; found {', '.join(sorted(services))}")
+        found = ", ".join(sorted(services))
+        raise StoreError(f"no feature service {service!r}; found {found}; run `feast -c {REPO} apply`")
     ttls = {view.name: view.ttl for view in store.list_feature_views() if view.ttl}
     types, views, ttl_days = {}, {}, {}
     for projection in services[service].feature_view_projections:

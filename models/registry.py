@@ -156,7 +156,10 @@ def rollback(reason: str, *, at: str) -> Pointer:
     with _locked():
         old = read_pointer()
         if not old.previous:
-            raise ModelError(f"nothing to roll back to: {old.champion or 'no champion'} has no predecessor")
+            raise ModelError(
+                f"nothing to roll back to: {old.champion or 'no champion'} has no predecessor; `bentoml models list` "
+                "shows other models, `tactful promote TAG --force` takes one"
+            )
         *earlier, tag = old.previous
         model_path(tag)
         return _write(Pointer(tag, old.challenger, tuple(earlier), (*old.history, _entry("rollback", tag, reason, at))))

@@ -74,7 +74,10 @@ def retrain(
         decision = last_decision(data / "monitoring")
         week, action = str(decision["week"]), str(decision["action"])
         if action == "stop":
-            raise DataError(f"week {week}: the data is broken ({', '.join(decision['reasons'])}); mend it first")
+            raise DataError(
+                f"week {week}: the data is broken ({', '.join(decision['reasons'])}); mend it, then `tactful monitor` "
+                f"again ({data / 'monitoring' / week / 'summary.html'} says more)"
+            )
         # a champion that came later was not what the week found harmful
         harmful = decision["fallback"] and decision["champion"] == champion_tag()
         fallback = fall_back(campaign, data, f"week {week}", as_of=as_of, now=now) if harmful else None

@@ -200,7 +200,8 @@ def threshold_ladder(score: np.ndarray, curve: pd.DataFrame, keep: float = 0.9) 
     best = rungs["gain"].idxmax()
     if not rungs["gain"].max() > 0:
         raise CampaignError(
-            f"gain curve: the best gain is {rungs['gain'].max():g}, must be > 0: no threshold beats send-none"
+            f"gain curve: the best gain is {rungs['gain'].max():g}, must be > 0: no threshold beats send-none; "
+            "name one with --threshold, or train again with more decisions"
         )
     near = rungs.index[rungs["gain"] >= keep * rungs["gain"].max()]
     rungs = rungs.loc[sorted({near[0], best, near[-1]})]

@@ -177,10 +177,11 @@ def _check_same_design(old: Experiment, new: Experiment) -> None:
         key = next(k for k in before if k not in ("state", "ramp", "history") and before[k] != after[k])
         raise CampaignError(
             f"experiment {old.name}: {key} == {after[key]!r}, was {before[key]!r} when it started; it cannot change "
-            "mid-flight, because users would move between variants. End it and start one with a new name"
+            "mid-flight, because users would move between variants. End it "
+            f"(`tactful experiment change {old.name} --state ended`) and start one with a new name"
         )
     if old.state == "ended" and new.state != "ended":
-        raise CampaignError(f"experiment {old.name}: has ended and its slots are free; start one with a new name")
+        raise CampaignError(f"experiment {old.name}: has ended and its slots are free; plan one with a new name")
     if new.ramp < old.ramp:
         raise CampaignError(
             f"experiment {old.name}: ramp == {new.ramp:g}, is {old.ramp:g} now; a ramp only goes up, because users who "

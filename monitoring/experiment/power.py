@@ -106,11 +106,12 @@ def plan_experiment(
     paths = _paths(tests, plan.fractions, seed)
     users = _smallest(lambda n: _ship_probability(tests, paths, plan.fractions, n), power)
     if available_users is not None and users > available_users:
-        reached = _ship_probability(tests, paths, plan.fractions, available_users)
+        reached = math.floor(100 * _ship_probability(tests, paths, plan.fractions, available_users)) / 100
         raise CampaignError(
             f"{users} users needed for power {power:g}, but there are {available_users}: with these it is "
-            f"{reached:.2f}, and the hardest test is {_hardest(tests, available_users, power)}. Enrol a larger share, "
-            "expect a larger effect, widen that margin, pool small segments, or ask for less power"
+            f"{reached:.2f}, and the hardest test is {_hardest(tests, available_users, power)}. Enrol a larger share "
+            "(--share), expect a larger effect (--effect), widen that margin or pool small segments in campaign.toml, "
+            f"or ask for less power (--power {max(reached, 0.05):g})"
         )
     entry = None if users_per_day is None else math.ceil(users / users_per_day)
     return PlannedExperiment(

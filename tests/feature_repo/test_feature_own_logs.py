@@ -180,7 +180,7 @@ def test_load_log_map_named_but_absent(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("toml", "rows", "said"),
     [
-        (USERS, None, "no such file; it is looked for in"),
+        (USERS, None, "no such file; put it into "),
         (USERS, "", "u.csv: it is empty"),
         (USERS, "user_id,plan,plan,signup_at\n", "column 'plan' stands twice"),
         (USERS, "user_id,plan,Plan,signup_at\n", "stands twice"),
