@@ -46,11 +46,9 @@ def test_reading_on_past_the_end_rarely_ships(days):
 @pytest.mark.slow
 @pytest.mark.parametrize("days", [True, False])
 def test_reading_on_past_the_end_keeps_its_rate(days):
-    _, ever = bench.reread(1000, 4000, seed=31, days=days)
-    assert ever / 1000 <= upper(0.05, 1000)
-    assert ever / 1000 <= (
-        0.045 if days else 0.05
-    )  # nothing is spent after the end: .025 and a little for its last day
+    """.025 is planned; with days a little more for the rest of the last one, without at most .025 more."""
+    _, ever = bench.reread(300, 2000, seed=31, readings=5, days=days)
+    assert ever / 300 <= upper(0.03 if days else 0.05, 300)
 
 
 def test_effects_outside_the_trigger_are_seen():
