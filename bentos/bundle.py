@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -74,6 +75,12 @@ class Bundle:
     def message_costs(self) -> np.ndarray:
         """Cost of each message, EUR; shape (A - 1,)."""
         return np.array(self.model.spec.costs)[1:]
+
+    @property
+    def data_until(self) -> float:
+        """End of the data it learned from, seconds since 1970; NaN where model.json does not say."""
+        until = self.model.spec.extra.get("data_window", {}).get("to")
+        return datetime.fromisoformat(until).replace(tzinfo=UTC).timestamp() if until else float("nan")
 
     def mu_hat(self, rows: Rows) -> np.ndarray:
         """Expected outcome under every arm; shape (n, A, O)."""

@@ -96,6 +96,7 @@ class Champion:
                 self.retired.append(old.reader)
             metrics.SWAPS.labels("loaded").inc()
             metrics.LOADED.set(1)
+            metrics.DATA_UNTIL.set(bundle.data_until)
             logger.info("champion loaded", extra={"model": tag})
         if problem is not None:
             raise problem

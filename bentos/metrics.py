@@ -46,6 +46,11 @@ LOG_WRITE = Histogram(
 FEATURE_AGE = Gauge(
     "tactful_feature_age_seconds", "Age of the oldest feature in the last batch.", multiprocess_mode="mostrecent"
 )
+DATA_UNTIL = Gauge(
+    "tactful_model_data_until_seconds",
+    "End of the data that the serving model learned from, seconds since 1970; time() minus it is the model's age.",
+    multiprocess_mode="mostrecent",
+)
 LOADED = Gauge("tactful_model_loaded", "1 while this worker has a model.", multiprocess_mode="livemin")
 PENDING = Gauge("tactful_model_pending", "1 while the champion could not be loaded.", multiprocess_mode="livemax")
 

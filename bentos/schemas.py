@@ -78,11 +78,17 @@ REFUSALS = {
 
 
 def described(spec: dict[str, Any]) -> dict[str, Any]:
-    """BentoML's OpenAPI description, with what `POST /decide` really answers when it does not decide."""
-    responses = {str(status): value for status, value in spec["paths"]["/decide"]["post"]["responses"].items()}
+    """BentoML's OpenAPI description, with what the gate really takes and answers."""
+    post = spec["paths"]["/decide"]["post"]
+    responses = {str(status): value for status, value in post["responses"].items()}
     schema = {"application/json": {"schema": Refusal.model_json_schema()}}
     answers = {status: {"description": text, "content": schema} for status, text in REFUSALS.items()}
     answers["200"] = responses["200"]
     answers["503"] = {**responses["200"], "description": "Could not be logged: nobody eligible, and no decision"}
-    spec["paths"]["/decide"]["post"]["responses"] = dict(sorted(answers.items()))
-    return spec
+    post["responses"] = dict(sorted(answers.items()))
+    post["requestBody"]["required"] = True
+    spec["paths"]["/readyz"]["get"]["responses"]["503"] = {"description": "Not ready; the body says why"}
+    spec["paths"]["/metrics"]["get"]["responses"]["401"] = {"description": REFUSALS["401"]}
+    info = {"title": "Tactful", "version": "1", "description": "Who is eligible for a message now, and why."}
+    # pydantic's schemas are those of 3.1: null is a type
+    return {**spec, "openapi": "3.1.0", "info": info}

@@ -88,8 +88,9 @@ class Gate:
                 raise
             metrics.answered(status)
         elif path == "/readyz":
-            problems = await self.worker.problems()
-            await answer(send, 503 if problems else 200, {"ready": not problems, "problems": problems})
+            problems, warnings = await self.worker.problems(), self.worker.warnings()
+            body = {"ready": not problems, "problems": problems, "warnings": warnings}
+            await answer(send, 503 if problems else 200, body)
         elif path in OPEN_PATHS:
             await self.app(scope, receive, send)
         elif path in OPS_PATHS or path.startswith("/ops/"):

@@ -79,6 +79,11 @@ class Worker:
             found.append("the decision log cannot be written")
         return found
 
+    def warnings(self) -> list[str]:
+        """What is wrong although this worker can decide; no tag and no path, for everybody may ask."""
+        champion = self.decider.champion
+        return ["the champion was not loaded, another model serves"] if champion.tag and champion.error else []
+
     def open_reader(self, bundle: Bundle) -> Reader:
         """The reader of a model's features.
 

@@ -1,6 +1,9 @@
 """Bulk scoring and the whole worker, in this process, on the built world."""
 
 import asyncio
+import json
+import shutil
+import time
 from datetime import timedelta
 
 import numpy as np
@@ -13,7 +16,9 @@ from bentos.features import Ask
 from bentos.schemas import DecideRequest
 from bentos.snapshot_reader import SnapshotReader
 from bentos.worker import Worker
+from feature_repo.atomic import write_json
 from feature_repo.retrieval import feature_schema, open_store
+from models import registry
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -128,6 +133,38 @@ def test_worker_survives_a_clock_that_jumps(inside, monkeypatch):
     uplifts = [[d["uplift"] for d in answers] for answers in (behind, first)]
     assert uplifts[0] == uplifts[1], "features from the future of a clock that is behind are still the newest"
     assert back == first
+
+
+async def tags_served(pointer, tags):
+    """What a worker serves, and why not what it should, while the pointer names one model after another."""
+    worker, value = Worker(), json.loads(pointer.read_text())
+    found = []
+    try:
+        for tag in tags:
+            write_json(pointer, {**value, "champion": tag})
+            if not found:
+                await worker.start()
+            champion = worker.decider.champion
+            await asyncio.to_thread(champion.follow, time.monotonic())
+            found.append((champion.tag, champion.error or ""))
+        return found
+    finally:
+        await worker.stop()
+        write_json(pointer, value)
+
+
+def test_worker_refuses_a_model_of_another_schema_and_keeps_the_old(inside, tmp_path):
+    first, second = json.loads((inside / "models.json").read_text())
+    foreign = tmp_path / "foreign"
+    shutil.copytree(inside / "model-2", foreign)
+    (foreign / "sha256.json").unlink(missing_ok=True)
+    raw = json.loads((foreign / "model.json").read_text())
+    (foreign / "model.json").write_text(json.dumps({**raw, "feature_schema_hash": "0123456789ab"}))
+    other, pointer = registry.pack(foreign, set_challenger=False), registry.pointer_path()
+    served = asyncio.run(tags_served(pointer, [other, first, other, second]))
+    assert [tag for tag, _ in served] == ["", first, first, second]
+    assert [bool(error) for _, error in served] == [True, False, True, False]
+    assert "schema 0123456789ab, the feature store has" in served[2][1]
 
 
 async def rows_of_both(users, at):

@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from collections import Counter
+from datetime import UTC, datetime
 
 import httpx
 import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import serving_world
 from serving_world import world_env
 
 from bentos import serve
@@ -236,6 +238,8 @@ def test_server_fuzzed_requests_never_decide_nor_break_it(server, world):
 
 def test_server_describes_decide(server):
     spec = httpx.get(f"{server}/docs.json").json()
+    assert spec["openapi"] == "3.1.0", "null is no type before"
+    assert spec["paths"]["/decide"]["post"]["requestBody"]["required"]
     responses = spec["paths"]["/decide"]["post"]["responses"]
     assert set(responses) == {"200", "400", "401", "405", "413", "415", "429", "503"}
     bad = httpx.post(f"{server}/decide", json={"user_ids": ["a"], "x": 1})
@@ -271,10 +275,21 @@ def test_server_swaps_and_keeps_the_old_model_when_the_new_is_bad(server, world,
     point_at("tactful:broken")
     wait_for(lambda: "was not loaded" in httpx.get(f"{server}/ops/").text)
     assert model() == second
-    assert httpx.get(f"{server}/readyz").status_code == 200
+    ready = httpx.get(f"{server}/readyz")
+    assert (ready.status_code, ready.json()["ready"]) == (200, True)
+    assert ready.json()["warnings"] == ["the champion was not loaded, another model serves"]
+    assert "tactful_model_pending 1.0" in httpx.get(f"{server}/metrics").text
+    assert "champion not loaded" in (world / "server.log").read_text()
     point_at(first)
     wait_for(lambda: model() == first)
     assert "was not loaded" not in httpx.get(f"{server}/ops/").text
+    assert httpx.get(f"{server}/readyz").json()["warnings"] == []
+    metrics = httpx.get(f"{server}/metrics").text
+    assert "tactful_model_pending 0.0" in metrics
+    (until,) = (
+        line.split()[1] for line in metrics.splitlines() if line.startswith("tactful_model_data_until_seconds ")
+    )
+    assert datetime.fromtimestamp(float(until), UTC).date() == serving_world.END
 
 
 def test_server_ops_page_looks_a_user_up(server, expected):
