@@ -107,7 +107,9 @@ def _untriggered_row(table: ExperimentTable, left_out: np.ndarray, plan: Experim
     found: list[tuple[float, str]] = []
     for arm, name in enumerate(plan.treatments, start=1):
         rows = left_out & table.pair(arm)
-        for metric in plan.metric if enough(table.variant[rows] == arm) else ():
+        if not enough(table.variant[rows] == arm):
+            continue
+        for metric in plan.metric:
             effect = compare(table, metric, arm, rows).effect
             if effect is not None:
                 moved = amount(metric.kind, effect.estimate)
@@ -123,33 +125,18 @@ def _before_row(metric: str, values: np.ndarray, table: ExperimentTable, plan: E
 
     Half of the error is for everybody, half for all segments together: CUPED is done in each.
     """
-    groups = list(table.segment_rows())
-    arms, halves = len(plan.treatments), min(2, len(groups))
-    found = [
-        (
-            _before_p(values, table.variant, mask & table.pair(arm), arm)
-            * arms
-            * halves
-            * max(1, number and len(groups) - 1),
-            number,
-        )
-        for number, (_, mask) in enumerate(groups)
-        for arm in range(1, arms + 1)
-    ]
+    groups, arms, found = list(table.segment_rows()), len(plan.treatments), []
+    for number, (_, mask) in enumerate(groups):
+        tests = arms * min(2, len(groups)) * (len(groups) - 1 if number else 1)
+        for arm in range(1, arms + 1):
+            found.append((tests * _before_p(values, table.variant, mask & table.pair(arm), arm), number))
     p, worst = min(found)
     p, (segment, mask) = min(1.0, p), groups[worst]
     threshold = plan.srm_p / sum(m.covariate is not None for m in plan.metric)
     means = [values[mask & (table.variant == code)] for code in range(arms + 1)]
     told = ", ".join(f"{name} {part.mean():.4g}" for name, part in zip(plan.variants, means, strict=True) if len(part))
-    where = f" in {segment}" if segment else ""
-    return (
-        "covariate",
-        metric,
-        p,
-        threshold,
-        p >= threshold,
-        f"mean of {metric}'s covariate{where}: {told}; p {p:.2g}",
-    )
+    detail = f"mean of {metric}'s covariate{f' in {segment}' if segment else ''}: {told}; p {p:.2g}"
+    return ("covariate", metric, p, threshold, p >= threshold, detail)
 
 
 def _before_p(values: np.ndarray, variant: np.ndarray, rows: np.ndarray, arm: int) -> float:
