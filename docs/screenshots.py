@@ -133,10 +133,11 @@ def pages(data: Path) -> dict[str, str]:
 
 
 def last_decision(data: Path) -> tuple[str, str]:
-    """Day of the service's newest decisions, and one of the users it sent a message to."""
+    """Day of the service's newest decisions, and one of its users: who got a message, if anybody did."""
     file = max(data.glob("decisions/date=*/service-*.parquet"))
     log = pd.read_parquet(file)
-    return file.parent.name.removeprefix("date="), str(log[log["reason"] == "eligible"]["user_id"].iloc[0])
+    first = (log["reason"] != "eligible").sort_values(kind="stable").index[0]
+    return file.parent.name.removeprefix("date="), str(log["user_id"][first])
 
 
 def accessibility(tab: Tab, axe: Path) -> list[str]:
