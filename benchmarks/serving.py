@@ -213,9 +213,10 @@ def soak(folder: Path, seconds: float) -> str:
     late = at > seconds / 5  # caches are filled by then
     (slope, _), covariance = np.polyfit(at[late] / 3600, mb[late], 1, cov=True)
     return (
-        f"\n{count:,} requests in {seconds / 60:.0f} minutes: half of the {1 / each:.0f} a second that 8 clients got "
-        f"before ({cpu * 1000:.2f} ms of CPU each). {minute} model swaps. No error. Memory of the worker: "
-        f"{mb[0]:.0f} MB at the start, {mb[late][0]:.0f} MB after a fifth, {mb[-1]:.0f} MB at the end; then slope "
+        f"\n{count:,} requests in {seconds / 60:.0f} minutes, {count / seconds:.0f} a second; aimed at half of the "
+        f"{1 / each:.0f} a second that 8 clients got before ({cpu * 1000:.2f} ms of CPU each). {minute} model swaps. "
+        f"No error. Memory of the worker: {mb[0]:.0f} MB at the start, {mb[late][0]:.0f} MB after a fifth, "
+        f"{mb[-1]:.0f} MB at the end; then slope "
         f"{slope:+.1f} MB an hour (SE {covariance[0, 0] ** 0.5:.1f})."
     )
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import time
 from datetime import timedelta
@@ -133,6 +134,17 @@ def test_worker_survives_a_clock_that_jumps(inside, monkeypatch):
     uplifts = [[d["uplift"] for d in answers] for answers in (behind, first)]
     assert uplifts[0] == uplifts[1], "features from the future of a clock that is behind are still the newest"
     assert back == first
+
+
+@pytest.mark.parametrize(("setting", "times"), [("none", 0), ("batch", 1)])
+def test_worker_waits_for_the_disk_where_it_is_told_to(inside, monkeypatch, setting, times):
+    synced, fsync = [], os.fsync
+    monkeypatch.setenv("TACTFUL_LOG_FSYNC", setting)
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.fstat(handle).st_size) or fsync(handle))
+    answers = asyncio.run(decide(["nobody"]))
+    assert answers[0][0]["reason"] == "unknown_user"
+    assert len(synced) == times
+    assert all(size > 100 for size in synced), "the line was written before"
 
 
 async def tags_served(pointer, tags):
