@@ -220,7 +220,7 @@ def report() -> None:
         theirs = (results.part == "accuracy") & network & (name in ("parts", "elsewhere", "forests"))
         rows = results[(results.part == name) | theirs]
         if (results.part == name).any():
-            seeds = ", ".join(str(seed) for seed in sorted(rows.seed.unique()))
+            seeds = ", ".join(sorted(results[results.part == name].seed.unique()))
             which = "Repeat.fold" if name.startswith("hillstrom") else "Seeds"
             parts.append(f"### {title}\n\n{which} {seeds}.\n\n{table(rows)}")
     made = f"{datetime.now(tz=UTC):%Y-%m-%d}, Python {platform.python_version()}, " + ", ".join(

@@ -140,7 +140,8 @@ def peers_table(results: pd.DataFrame) -> str:
         for cell in cells:
             both = values.loc[cell, [(m, who) for m in ("policy", "pehe") for who in (NETWORK, name)]].dropna()
             policy, pehe = (both[m, NETWORK] - both[m, name] for m in ("policy", "pehe"))
-            fewer = f" ({len(both)} seeds)" if 0 < len(both) < len(values.loc[cell]) else ""
+            many = f"{len(both)} seed{'s' * (len(both) > 1)}"
+            fewer = f" ({many})" if 0 < len(both) < len(values.loc[cell]) else ""
             shown.append(f"{mean_and_error(policy)}, {mean_and_error(pehe, 3)}{fewer}" if len(both) else "not run")
         cpu = results[results.method == name].cpu.median()
         lines.append(f"| {name} | " + " | ".join(shown) + f" | {cpu:.1f} |")
