@@ -86,7 +86,9 @@ def described(spec: dict[str, Any]) -> dict[str, Any]:
     answers["200"] = responses["200"]
     answers["503"] = {**responses["200"], "description": "Could not be logged: nobody eligible, and no decision"}
     post["responses"] = dict(sorted(answers.items()))
-    post["requestBody"]["required"] = True
+    # by name: BentoML's own copy of the schema has lost that the context may be null
+    body = {"$ref": "#/components/schemas/DecideRequestIODescriptor"}
+    post["requestBody"] = {"required": True, "content": {"application/json": {"schema": body}}}
     spec["paths"]["/readyz"]["get"]["responses"]["503"] = {"description": "Not ready; the body says why"}
     spec["paths"]["/metrics"]["get"]["responses"]["401"] = {"description": REFUSALS["401"]}
     info = {"title": "Tactful", "version": "1", "description": "Who is eligible for a message now, and why."}

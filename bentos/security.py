@@ -29,6 +29,7 @@ from bentos.worker import Worker
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Header = tuple[bytes, bytes]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 MAX_BODY = 1 << 20  # 1000 ids of 128 characters, escaped, are 0.8 MB
@@ -42,11 +43,11 @@ _JSON = (b"content-type", b"application/json")
 
 
 class Refused(Exception):
-    """A request that goes no further: status and a sentence."""
+    """A request that goes no further: status, a sentence, and headers that the status asks for."""
 
-    def __init__(self, status: int, message: str, detail: Any = None) -> None:
+    def __init__(self, status: int, message: str, detail: Any = None, headers: Sequence[Header] = ()) -> None:
         super().__init__(message)
-        self.status, self.message, self.detail = status, message, detail
+        self.status, self.message, self.detail, self.headers = status, message, detail, headers
 
 
 class Gate:
@@ -70,8 +71,7 @@ class Gate:
             await self._route(scope, receive, send)
         except Refused as refused:
             body = {"error": refused.message} | ({"detail": refused.detail} if refused.detail else {})
-            extra = [(b"www-authenticate", b'Basic realm="tactful", Bearer')] if refused.status == 401 else []
-            await answer(send, refused.status, body, extra)
+            await answer(send, refused.status, body, refused.headers)
 
     def _surround(self, app: Starlette) -> None:
         if app.middleware_stack is not None and not isinstance(app.middleware_stack, Gate):
@@ -88,6 +88,7 @@ class Gate:
                 raise
             metrics.answered(status)
         elif path == "/readyz":
+            allow(scope, "GET", "HEAD")
             problems, warnings = await self.worker.problems(), self.worker.warnings()
             body = {"ready": not problems, "problems": problems, "warnings": warnings}
             await answer(send, 503 if problems else 200, body)
@@ -95,6 +96,8 @@ class Gate:
             await self.app(scope, receive, send)
         elif path in OPS_PATHS or path.startswith("/ops/"):
             authorise(headers, self.worker.settings.ops_token)
+            if path != "/ops/":
+                allow(scope, "GET", "HEAD")
             if path == "/metrics":
                 metrics.flush()
                 content = await asyncio.to_thread(metrics.exposition)
@@ -110,8 +113,7 @@ class Gate:
 
     async def _decide(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send) -> int:
         """Decide and answer; returns the status."""
-        if scope["method"] != "POST":
-            raise Refused(405, "use POST")
+        allow(scope, "POST")
         require_json(headers)
         request = parse(await read_body(headers, receive))
         try:
@@ -142,6 +144,12 @@ async def send_body(send: Send, status: int, content: bytes, headers: list[tuple
     await send({"type": "http.response.body", "body": content})
 
 
+def allow(scope: Scope, *methods: str) -> None:
+    """Refuse other methods (405)."""
+    if scope["method"] not in methods:
+        raise Refused(405, f"use {methods[0]}", headers=[(b"allow", ", ".join(methods).encode())])
+
+
 def authorise(headers: dict[bytes, bytes], token: str) -> None:
     """Check the caller's token, as `Bearer TOKEN` or as the password of Basic (browsers); compared in constant time.
 
@@ -158,7 +166,8 @@ def authorise(headers: dict[bytes, bytes], token: str) -> None:
     elif kind.lower() != b"bearer":
         value = b""
     if not hmac.compare_digest(value, token.encode()):
-        raise Refused(401, "a valid token is needed")
+        ask = (b"www-authenticate", b'Basic realm="tactful", Bearer')
+        raise Refused(401, "a valid token is needed", headers=[ask])
 
 
 def require_json(headers: dict[bytes, bytes]) -> None:

@@ -68,6 +68,13 @@ def test_gate_lets_the_right_token_through():
     assert call("/ops/", "wrong", basic=True)[0] == 401
 
 
+@pytest.mark.parametrize("path", ["/metrics", "/docs.json", "/schema.json", "/", "/ops"])
+@pytest.mark.parametrize("method", ["POST", "TRACE", "DELETE"])
+def test_gate_takes_no_method_that_a_page_does_not_have(path, method):
+    assert call(path, "ops-secret", method) == (405, [])
+    assert call("/readyz", method=method) == (405, [])
+
+
 def test_gate_surrounds_what_bentoml_puts_around_it():
     reached = []
 

@@ -240,6 +240,11 @@ def test_server_describes_decide(server):
     spec = httpx.get(f"{server}/docs.json").json()
     assert spec["openapi"] == "3.1.0", "null is no type before"
     assert spec["paths"]["/decide"]["post"]["requestBody"]["required"]
+    context = spec["components"]["schemas"]["DecideRequestIODescriptor"]["properties"]["context"]
+    assert {"type": "null"} in context["anyOf"]
+    assert httpx.post(f"{server}/decide", json={"user_ids": ["a"], "context": None}).status_code == 200
+    refused = httpx.delete(f"{server}/decide")
+    assert (refused.status_code, refused.headers["allow"]) == (405, "POST")
     responses = spec["paths"]["/decide"]["post"]["responses"]
     assert set(responses) == {"200", "400", "401", "405", "413", "415", "429", "503"}
     bad = httpx.post(f"{server}/decide", json={"user_ids": ["a"], "x": 1})
