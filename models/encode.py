@@ -86,7 +86,8 @@ def fit_encoding(columns: Mapping[str, np.ndarray], features: Sequence[Feature])
         if 0 < share < 1:
             state["encode.missing"][j] = share, 1 / max(np.sqrt(share * (1 - share)), 0.3)
         if len(seen) and seen.min() < seen.max():
-            state["encode.mean"][j], state["encode.scale"][j] = seen.mean(), 1 / seen.std()
+            spread = seen.std()  # 0 where squares underflow
+            state["encode.mean"][j], state["encode.scale"][j] = seen.mean(), 1 / spread if spread else 0
             state["encode.knots"][j], state["encode.levels"][j] = _quantile_normal(seen)
             cuts = np.unique(np.quantile(seen, np.arange(1, BINS) / BINS, method="lower"))
             cuts = cuts[cuts < seen.max()]
@@ -195,7 +196,8 @@ def dense_inputs(columns: Mapping[str, np.ndarray], features: Sequence[Feature],
     for j, column in enumerate(numeric):
         unknown = np.isnan(column)
         normal = np.interp(column, state["encode.knots"][j], state["encode.levels"][j])
-        score = np.clip((column - state["encode.mean"][j]) * state["encode.scale"][j], -4, 4)
+        finite = np.clip(column, -LARGEST, LARGEST)  # an infinite value times the scale of a constant column is NaN
+        score = np.clip((finite - state["encode.mean"][j]) * state["encode.scale"][j], -4, 4)
         parts += [np.where(unknown, 0, normal), np.where(unknown, 0, score)]
         share, scale = state["encode.missing"][j]
         if share:

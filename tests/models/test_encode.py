@@ -57,6 +57,21 @@ def test_constant_and_all_missing_columns_say_nothing():
     assert (dense[0] == dense_inputs(one(), FEATURES, STATE)[0]).all()
 
 
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1e308])
+def test_dense_inputs_of_a_value_beyond_all_bounds_are_finite(value):
+    dense = dense_inputs(one(skewed=value, gone=value, same=value), FEATURES, STATE)
+    assert np.isfinite(dense).all()
+    assert np.abs(dense[0, :2]).max() <= 4
+
+
+def test_fit_encoding_of_a_spread_that_underflows_is_finite():
+    columns = {"tiny": np.tile([0.0, 1e-200], 50)}
+    features = fit_features(columns)
+    state = fit_encoding(columns, features)
+    assert np.isfinite(state["encode.scale"]).all()
+    assert np.isfinite(dense_inputs(columns, features, state)).all()
+
+
 def test_missing_value_is_the_average_user_with_an_indicator():
     known, unknown = (dense_inputs(one(holes=v), FEATURES, STATE)[0] for v in (0.5, np.nan))
     changed = np.flatnonzero(known != unknown)
