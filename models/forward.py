@@ -18,9 +18,17 @@ from scipy.special import expit, ndtri
 
 from campaign import ModelError
 from models.encode import Encoded, Tensors, encode
+from models.inputs import check_alpha
 from models.spec import ModelSpec
 
 _DTYPES: dict[str, type] = {"numeric": np.float64, "string": object}
+# without these no answer can be given; those of intervals and explanations are missed where they are asked for
+TENSORS = (
+    *(f"encode.{name}" for name in ("knots", "levels", "mean", "scale", "missing", "cuts")),
+    *("rules.allowed", "rules.count", "rules.weight", "skip.weight", "head.weight", "head.bias"),
+    *(f"trunk.{layer}.{part}" for layer in (0, 1) for part in ("weight", "bias")),
+    *("outcome.mean", "outcome.scale", "shrink.mean", "shrink.factor"),
+)
 CHUNK_ROWS = 8192  # bounds memory: rules are unpacked to float32 one chunk at a time
 
 
@@ -41,9 +49,11 @@ class NumpyModel:
         _verify(Path(folder) / "sha256.json", files)
         try:
             spec = ModelSpec.from_json(json.loads(files["model.json"]))
-            return cls(spec, load_tensors(files["weights.safetensors"]))
+            tensors = load_tensors(files["weights.safetensors"])
+            _check_fit(spec, tensors)
         except (ValueError, SafetensorError) as error:
             raise ModelError(f"{folder}: not a readable model folder ({error}); train or fetch it again") from None
+        return cls(spec, tensors)
 
     def predict(self, columns: Mapping[str, np.ndarray]) -> np.ndarray:
         """Expected outcome of each row under each arm, in outcome units (probability where binary).
@@ -64,11 +74,11 @@ class NumpyModel:
 
         Args:
             columns: as for `predict`.
-            alpha: 1 - confidence level.
+            alpha: 1 - confidence level, in (0, 1).
 
         Returns: lower and upper limits, each (n, n_messages, n_outcomes + 1); last the score's, costs subtracted.
 
-        Raises: ModelError: the model was saved before intervals were.
+        Raises: ModelError: the model was saved before intervals were. DataError: alpha is not in (0, 1).
 
         Source: `models.shrinkage.error_covariance`; coverage on simulated worlds is in docs/benchmarks.md.
         """
@@ -82,8 +92,9 @@ class NumpyModel:
     def half_width(self, alpha: float = 0.1) -> np.ndarray:
         """Half the width of `interval`, the same for every user; (n_messages, n_outcomes + 1), last the score's.
 
-        Raises: ModelError: the model was saved before intervals were.
+        Raises: ModelError: the model was saved before intervals were. DataError: alpha is not in (0, 1).
         """
+        check_alpha(alpha)
         if "interval.covariance" not in self.tensors:
             raise ModelError("the model has no tensor 'interval.covariance': saved before intervals were; train again")
         every = np.vstack([np.eye(len(self.spec.outcomes)), self.spec.weights])  # each outcome, then the score
@@ -97,11 +108,13 @@ class NumpyModel:
             weights: outcome -> worth of one unit; every outcome of the model.
             costs: per arm, in the unit of the score; default: as they are.
 
-        Raises: ModelError: other outcomes, or not one cost per arm.
+        Raises: ModelError: other outcomes, a weight that is no finite number, or not one cost per arm.
         """
         names = [o.name for o in self.spec.outcomes]
         if set(weights) != set(names):
             raise ModelError(f"weights for {sorted(weights)}, the model predicts {names}; give one for each of these")
+        if not np.isfinite([*weights.values(), *costs]).all():
+            raise ModelError(f"weights == {dict(weights)}, costs == {list(costs)}, must be finite numbers")
         costs = tuple(costs) or self.spec.costs
         if len(costs) != len(self.spec.arms):
             raise ModelError(f"{len(costs)} costs for the arms {list(self.spec.arms)}; give one per arm")
@@ -175,10 +188,27 @@ def _read(path: Path) -> bytes:
         raise ModelError(f"{path}: {error.strerror}; a model folder has model.json and weights.safetensors") from None
 
 
+def _check_fit(spec: ModelSpec, tensors: Tensors) -> None:
+    """Raise ValueError where the tensors are not those of this spec."""
+    kinds = sorted({f.kind for f in spec.features} - set(_DTYPES))
+    if kinds:
+        raise ValueError(f"model.json has features of kind {kinds}, expected {list(_DTYPES)}")
+    texts = [f"encode.category.{f.name}" for f in spec.features if f.kind == "string"]
+    missing = sorted({*TENSORS, *texts} - set(tensors))
+    if missing:
+        raise ValueError(f"weights.safetensors lacks {missing}")
+    expected = (spec.members, 1, len(spec.arms) * len(spec.outcomes))
+    if tensors["head.bias"].shape != expected:
+        raise ValueError(f"head.bias has shape {tensors['head.bias'].shape}, model.json asks for {expected}")
+
+
 def _verify(manifest: Path, files: Mapping[str, bytes]) -> None:
     if not manifest.exists():
         return
-    expected = json.loads(_read(manifest))
+    try:
+        expected = dict(json.loads(_read(manifest)))
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{manifest}: no table of hashes ({error}); fetch or train the model again") from None
     for name, content in files.items():
         found = hashlib.sha256(content).hexdigest()
         if expected.get(name) != found:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from campaign import DataError, ModelError
 from models.decision_log import Outcome
+from models.inputs import check_number, is_number
 
 SCHEMA = 1
 LARGEST_OUTCOME = 1e50  # fourth powers of larger values overflow, and every prediction would be NaN
@@ -70,6 +71,11 @@ class FitSpec:
             raise DataError(f"costs has {len(self.costs)} values for {len(self.arms)} arms; give one per arm")
         if self.members < 2:
             raise DataError(f"members == {self.members}, must be >= 2: each member leaves one fold out")
+        for name, least in (("seed", 0), ("rules", 0), ("epochs", 1), ("batch_rows", 1)):
+            value = getattr(self, name)
+            check_number(name, value, isinstance(value, int | np.integer) and value >= least, f"a whole number >= {least}")
+        rate = self.learning_rate
+        check_number("learning_rate", rate, is_number(rate) and 0 < rate < np.inf, "a finite number > 0")
         if not np.isfinite([*self.costs, *(o.weight for o in self.outcomes)]).all():
             weights = [o.weight for o in self.outcomes]
             raise DataError(f"weights == {weights}, costs == {list(self.costs)}, must be finite numbers")
@@ -119,8 +125,9 @@ class ModelSpec:
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> ModelSpec:
         """Read model.json's value (ModelError: another schema, or a key is missing)."""
-        if raw.get("schema") != SCHEMA:
-            raise ModelError(f"model.json: schema == {raw.get('schema')}, this version reads {SCHEMA}; train again")
+        schema = raw.get("schema") if isinstance(raw, dict) else None
+        if schema != SCHEMA:
+            raise ModelError(f"model.json: schema == {schema}, this version reads {SCHEMA}; train again")
         try:
             features = tuple(Feature(f["name"], f["kind"], tuple(f.get("categories", ()))) for f in raw["features"])
             outcomes = tuple(Outcome(o["name"], o["kind"], float(o["weight"])) for o in raw["outcomes"])

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.numpy
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -131,6 +132,39 @@ def test_load_names_a_missing_or_broken_folder(tmp_path, fitted):
         NumpyModel.load(tmp_path / "m")
 
 
+def _without_bias(folder):
+    tensors = safetensors.numpy.load_file(folder / "weights.safetensors")
+    del tensors["head.bias"]
+    safetensors.numpy.save_file(tensors, folder / "weights.safetensors")
+
+
+def _with_keys(**changes):
+    def spoil(folder):
+        values = json.loads((folder / "model.json").read_text()) | changes
+        (folder / "model.json").write_text(json.dumps(values))
+
+    return spoil
+
+
+SPOILED = {
+    "a list": (lambda folder: (folder / "model.json").write_text("[]"), "model.json: schema == None"),
+    "a tensor less": (_without_bias, r"weights.safetensors lacks \['head.bias'\]"),
+    "another model's": (_with_keys(members=9), r"head.bias has shape \(3, 1, 6\), model.json asks for \(9, 1, 6\)"),
+    "an unknown kind": (_with_keys(features=[{"name": "x", "kind": "date"}]), r"features of kind \['date'\]"),
+    "broken hashes": (lambda folder: (folder / "sha256.json").write_text("{"), "sha256.json: no table of hashes"),
+    "no hashes": (lambda folder: (folder / "sha256.json").write_text("[1]"), "sha256.json: no table of hashes"),
+}
+
+
+@pytest.mark.parametrize("case", SPOILED)
+def test_load_names_what_does_not_belong_together(tmp_path, fitted, case):
+    spoil, message = SPOILED[case]
+    fitted.save(tmp_path / "m")
+    spoil(tmp_path / "m")
+    with pytest.raises(ModelError, match=message):
+        NumpyModel.load(tmp_path / "m")
+
+
 def test_numpy_forward_equals_torch_forward(fitted):
     """The torch module with the saved weights gives the numpy answer to 1e-6 (float32 sums in another order)."""
     model, inputs = fitted.model, fitted.model.encode(columns_of(make_frame(500, seed=5), FEATURES))
@@ -185,7 +219,8 @@ def test_predict_types_of_columns_do_not_matter(fitted, changes):
 
 
 def test_predict_unseen_level_missing_and_infinite_values(fitted):
-    test = make_frame(4, seed=2).assign(plan=["martian", None, "free", np.nan], x=[np.nan, np.inf, -np.inf, 0.0])
+    beyond = [np.nan, np.inf, -np.inf, 0.0]
+    test = make_frame(4, seed=2).assign(plan=["martian", None, "free", np.nan], x=beyond, gone=beyond, same=beyond)
     mu_hat = fitted.predict(test)
     assert np.isfinite(mu_hat).all()
     assert ((mu_hat[..., 0] >= 0) & (mu_hat[..., 0] <= 1)).all()
@@ -271,6 +306,11 @@ def test_fit_bad_input_says_what_is_wrong(case):
         ({"costs": (0.0, np.nan, 0.0)}, r"costs == \[0.0, nan, 0.0\], must be finite"),
         ({"outcomes": (Outcome("v", "binary", np.inf),)}, r"weights == \[inf\].* must be finite"),
         ({"members": 1}, "members == 1, must be >= 2"),
+        ({"seed": -1}, "seed == -1, must be a whole number >= 0"),
+        ({"rules": -1}, "rules == -1, must be a whole number >= 0"),
+        ({"epochs": 0}, "epochs == 0, must be a whole number >= 1"),
+        ({"batch_rows": 0.5}, "batch_rows == 0.5, must be a whole number >= 1"),
+        ({"learning_rate": np.nan}, "learning_rate == nan, must be a finite number > 0"),
         ({"outcomes": (Outcome("v", "count", 1.0),)}, "kind == 'count', must be 'binary' or 'continuous'"),
     ],
 )
@@ -306,6 +346,13 @@ def test_interval_holds_the_prediction_and_widens_with_confidence(fitted):
     assert (lower + upper)[..., :2] / 2 == pytest.approx(uplift)
     assert (lower + upper)[..., 2] / 2 == pytest.approx(uplift @ [1.0, 0.1])
     assert (wider < lower).all()
+    with pytest.raises(DataError, match=r"alpha == 1.5, must be in \(0, 1\)"):
+        fitted.model.interval(columns, alpha=1.5)
+
+
+def test_reweighted_refuses_what_is_no_number(fitted):
+    with pytest.raises(ModelError, match=r"weights == {'visit': nan, 'spend': 1.0}.* must be finite"):
+        fitted.model.reweighted({"visit": np.nan, "spend": 1.0})
 
 
 def test_error_covariance_is_the_members_jackknife_and_shrinks_with_rows():
