@@ -587,7 +587,7 @@ def _serve_a_day(day: date) -> None:
     due = [user for user, u in zip(users, hash_unit("a day of four weeks", users), strict=True) if u < 1 / 28]
     reasons: Counter[str] = Counter()
     # a patient client: 500 users a request on a machine that may be busy
-    environ = {"TACTFUL_NOW": f"{day}T12:00:00+00:00", "TACTFUL_FEATURE_SECONDS": "20"}
+    environ = {"TACTFUL_NOW": f"{day}T00:00:00+00:00", "TACTFUL_FEATURE_SECONDS": "20"}
     with serving(data_dir() / "service.log", environ=environ) as url:
         for start in range(0, len(due), 500):
             body = {"user_ids": due[start : start + 500], "context": {"hour": 12, "surface": "home"}}

@@ -16,7 +16,7 @@ from bentos.bundle import Rows
 from bentos.champion import Champion, Serving
 from bentos.engine import decide
 from bentos.experiments import with_experiments
-from bentos.features import Ask
+from bentos.features import Ask, Reader
 from bentos.settings import Settings
 from bentos.worker import Worker
 from campaign import Campaign, ModelError
@@ -91,10 +91,7 @@ def explain_user(
     bundle, reader = serving.bundle, serving.reader
     if bundle is None or reader is None:
         raise ModelError("no champion; run `tactful train`, then `tactful promote`")
-    try:
-        rows = asyncio.run(reader.read([Ask("explain", [user_id], hour, surface)], now))
-    finally:
-        reader.close()
+    rows = asyncio.run(_read_once(reader, Ask("explain", [user_id], hour, surface), now))
     decided = decide([user_id], rows, bundle, campaign.assignment, now.date())
     if serving.live.experiments:
         decided = with_experiments([user_id], rows, bundle, campaign.assignment, decided, serving.live, now)
@@ -154,6 +151,14 @@ def explain_logged(
         else:
             columns[feature.name] = np.array([value], dtype=object)
     return moved_by(model, columns)
+
+
+async def _read_once(reader: Reader, ask: Ask, now: datetime) -> Rows:
+    """Read and close in one event loop: a connection to Redis cannot be closed after its loop."""
+    try:
+        return await reader.read([ask], now)
+    finally:
+        reader.close()
 
 
 def _serving(campaign: Campaign) -> Serving:

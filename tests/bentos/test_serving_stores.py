@@ -10,6 +10,7 @@ import pytest
 from serving_world import NOW
 
 from bentos.bundle import CODE, OK
+from bentos.explain import _read_once
 from bentos.features import Ask, FeastReader
 from bentos.redis_wire import RedisWire
 from bentos.stores import RedisReader, SqliteReader, entity_key, open_reader
@@ -85,6 +86,13 @@ def test_reader_equals_feast_value_by_value(readers, users):
     assert {OK, CODE["unknown_user"]} == set(found.status)
     assert np.isnan(found.numeric).any()
     assert np.isfinite(found.numeric).mean() > 0.5
+
+
+def test_reader_is_read_once_and_closed_as_explain_does(readers, users):
+    """A connection to Redis that outlives its event loop cannot be closed: `tactful explain` ended in a traceback."""
+    _, fast = readers
+    rows = asyncio.run(_read_once(fast, Ask("a", users[:1]), NOW))
+    assert len(rows.timestamp) == 1
 
 
 @pytest.mark.parametrize("days", [2.5, 2.500001, 3, 13.5, 14.1, 400])
