@@ -73,7 +73,8 @@ class FitSpec:
             raise DataError(f"members == {self.members}, must be >= 2: each member leaves one fold out")
         for name, least in (("seed", 0), ("rules", 0), ("epochs", 1), ("batch_rows", 1)):
             value = getattr(self, name)
-            check_number(name, value, isinstance(value, int | np.integer) and value >= least, f"a whole number >= {least}")
+            whole = isinstance(value, int | np.integer)
+            check_number(name, value, whole and value >= least, f"a whole number >= {least}")
         rate = self.learning_rate
         check_number("learning_rate", rate, is_number(rate) and 0 < rate < np.inf, "a finite number > 0")
         if not np.isfinite([*self.costs, *(o.weight for o in self.outcomes)]).all():
