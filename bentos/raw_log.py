@@ -204,7 +204,7 @@ class DecisionLog:
             self._handle = None
 
     def _open(self, day: str) -> int:
-        if self._handle is not None and (self._size >= self.max_bytes or day != self._day):
+        if self._handle is not None and (self._size >= self.max_bytes or day != self._day or _removed(self._handle)):
             self.close()
         while self._handle is None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -212,10 +212,10 @@ class DecisionLog:
             handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o640)
             fcntl.flock(handle, fcntl.LOCK_EX)
             # compaction may have removed the empty file between its creation and the lock
-            if os.fstat(handle).st_nlink:
-                self._handle, self._size, self._day, self._known = handle, 0, day, set()
-            else:
+            if _removed(handle):
                 os.close(handle)
+            else:
+                self._handle, self._size, self._day, self._known = handle, 0, day, set()
         return self._handle
 
     def _reserve(self, size: int, day: str) -> None:
@@ -239,3 +239,8 @@ class DecisionLog:
                 self.close()
             raise
         self._size += written
+
+
+def _removed(handle: int) -> bool:
+    """Whether somebody removed the file: what is written to it would be lost."""
+    return os.fstat(handle).st_nlink == 0

@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 from collections import Counter
 from datetime import UTC, datetime, timedelta
@@ -266,3 +267,14 @@ def test_killed_writer_leaves_whole_lines(tmp_path, campaign):
     rows = [row["request_id"] for path in tmp_path.glob("*.log") for row in read_decisions(path)]
     assert {f"r{i}" for i in answered} <= set(rows)
     assert len(rows) == 50 * len(set(rows))
+
+
+def test_append_goes_on_in_another_file_when_its_own_is_removed(tmp_path, write):
+    """Somebody empties the folder while the service runs: an open file would take the rest with it."""
+    log = DecisionLog(tmp_path / "raw", 2**20)
+    write(log, "r1")
+    shutil.rmtree(tmp_path / "raw")
+    write(log, "r2")
+    log.close()
+    (path,) = (tmp_path / "raw").glob("*.log")
+    assert {row["request_id"] for row in read_decisions(path)} == {"r2"}
