@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A loaded champion: the network and the policy that was chosen for it."""
+    """A loaded champion: the network and the policy that was chosen for it.
+
+    `data_until` is the end of the data it learned from, seconds since 1970; NaN where model.json does not say.
+    """
 
     tag: str
     model: NumpyModel
@@ -55,6 +59,7 @@ class Bundle:
     campaign_hash: str
     policy_hash: str
     small: SmallBatch | None = None
+    data_until: float = float("nan")
 
     @property
     def numeric(self) -> tuple[str, ...]:
@@ -76,12 +81,6 @@ class Bundle:
         """Cost of each message, EUR; shape (A - 1,)."""
         return np.array(self.model.spec.costs)[1:]
 
-    @property
-    def data_until(self) -> float:
-        """End of the data it learned from, seconds since 1970; NaN where model.json does not say."""
-        until = self.model.spec.extra.get("data_window", {}).get("to")
-        return datetime.fromisoformat(until).replace(tzinfo=UTC).timestamp() if until else float("nan")
-
     def mu_hat(self, rows: Rows) -> np.ndarray:
         """Expected outcome under every arm; shape (n, A, O)."""
         if len(rows.status) < SMALL and self.small is not None:
@@ -96,6 +95,16 @@ def load_bundle(tag: str, folder: Path, campaign: Campaign) -> Bundle:
 
     Raises: ModelError: unreadable, no policy, other arms or outcomes, or its answers are not those stored.
     """
+    try:
+        return _load(tag, folder, campaign)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{tag}: {folder} is not what this version saves ({error!r}); promote another, or train again with "
+            "`tactful train`"
+        ) from None
+
+
+def _load(tag: str, folder: Path, campaign: Campaign) -> Bundle:
     model = NumpyModel.load(folder)
     spec, extra = model.spec, model.spec.extra
     if tuple(spec.arms) != campaign.arm_names or tuple(o.name for o in spec.outcomes) != campaign.outcome_names:
@@ -108,6 +117,12 @@ def load_bundle(tag: str, folder: Path, campaign: Campaign) -> Bundle:
         keys = {key: str(extra[key]) for key in ("feature_service", "feature_schema_hash", "campaign_hash")}
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{tag}: model.json has no usable {error}; train again with `tactful train`") from None
+    # an infinite threshold messages nobody
+    if len(spec.costs) != len(spec.arms) or np.isnan(threshold) or not np.isfinite([*spec.costs, *spec.weights]).all():
+        raise ModelError(
+            f"{tag}: threshold == {threshold}, costs == {list(spec.costs)}, weights == {spec.weights.tolist()}; must "
+            f"be numbers, with a cost for each of {list(spec.arms)}; train again with `tactful train`"
+        )
     policy = {"threshold": threshold, "weights": spec.weights.tolist(), "costs": list(spec.costs), "model": tag}
     policy_hash = hashlib.sha256(json.dumps(policy, sort_keys=True).encode()).hexdigest()[:16]
     bundle = Bundle(
@@ -119,9 +134,15 @@ def load_bundle(tag: str, folder: Path, campaign: Campaign) -> Bundle:
         keys["campaign_hash"],
         policy_hash,
         SmallBatch(model),
+        _data_until(extra),
     )
     probe(bundle, folder / "probe.json")
     return bundle
+
+
+def _data_until(extra: Mapping[str, Any]) -> float:
+    until = extra.get("data_window", {}).get("to")
+    return datetime.fromisoformat(until).replace(tzinfo=UTC).timestamp() if until else float("nan")
 
 
 def probe(bundle: Bundle, stored: Path, tolerance: float = 1e-5) -> None:
@@ -147,8 +168,14 @@ def probe(bundle: Bundle, stored: Path, tolerance: float = 1e-5) -> None:
         f.name: np.array(raw["columns"][f.name], dtype=np.float64 if f.kind == "numeric" else object)
         for f in bundle.model.spec.features
     }
-    answer, expected = bundle.model.predict(columns), np.array(raw["mu_hat"])
-    if answer.shape != expected.shape or not np.allclose(answer, expected, rtol=0, atol=tolerance):
+    expected = np.array(raw["mu_hat"])
+    n = len(expected)
+    numeric = np.array([columns[name] for name in bundle.numeric], dtype=np.float64).reshape(-1, n).T
+    strings = np.array([columns[name] for name in bundle.strings], dtype=object).reshape(-1, n).T
+    few = bundle.mu_hat(Rows(numeric, strings, np.full(n, OK), np.zeros(n, dtype=np.int64)))
+    for answer in (bundle.model.predict(columns), few):  # what many users are answered with, and a few
+        if answer.shape == expected.shape and np.allclose(answer, expected, rtol=0, atol=tolerance):
+            continue
         raise ModelError(
             f"{bundle.tag}: its answers differ from those stored in probe.json; it is not what was trained; "
             "promote another, or train again with `tactful train`"

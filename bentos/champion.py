@@ -57,17 +57,18 @@ class Champion:
         Returns: whether another model serves now.
         """
         stamp = (_stamp(pointer_path()), _folder_stamp(experiments_dir()))
-        rested = self._failed_at is None or clock - self._failed_at < retry_seconds
-        if stamp == self._seen and rested:
+        resting = self._failed_at is None or clock - self._failed_at < retry_seconds
+        if stamp == self._seen and resting:
             return False
         self._seen = stamp
         try:
             changed = self._load(champion_tag())
-        except (TactfulError, OSError) as error:
-            self._failed_at, self.error = clock, str(error)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a new model, the old one serves on
+            expected = isinstance(error, TactfulError | OSError)
+            self._failed_at, self.error = clock, str(error) if expected else f"the champion is not loaded: {error!r}"
             metrics.SWAPS.labels("failed").inc()
             metrics.PENDING.set(1)
-            logger.error("champion not loaded", extra={"error": str(error), "serving": self.tag})
+            logger.error("champion not loaded", extra={"error": self.error, "serving": self.tag})
             return False
         self._failed_at, self.error = None, None
         metrics.PENDING.set(0)

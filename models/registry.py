@@ -109,12 +109,16 @@ def model_path(tag: str) -> Path:
     Raises: ModelError: not in the store, or a file is missing or changed.
     """
     import bentoml
-    from bentoml.exceptions import NotFound
+    from bentoml.exceptions import BentoMLException, NotFound
 
     try:
         model = bentoml.models.get(tag)
     except NotFound:
         raise ModelError(f"{tag}: not in the BentoML model store; `bentoml models list` shows what is") from None
+    except (BentoMLException, ValueError) as error:
+        raise ModelError(
+            f"{tag!r}: not a tag, must be {MODEL_NAME}:HASH ({error}); see `bentoml models list`"
+        ) from None
     folder = Path(model.path)
     found, expected = file_hashes(folder), _stored_hashes(model.info.metadata)
     wrong = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))

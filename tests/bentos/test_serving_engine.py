@@ -1,4 +1,6 @@
 import json
+import math
+from dataclasses import replace
 from datetime import date
 from typing import get_args
 
@@ -9,6 +11,7 @@ from linear_model import make_bundle, make_rows
 from bentos import assignment as assign
 from bentos import schemas
 from bentos.bundle import CODE, OK, REASONS, Rows, load_bundle
+from bentos.champion import Champion
 from bentos.engine import decide, decide_without_model
 from campaign import ModelError
 from feature_repo import contracts
@@ -146,3 +149,55 @@ def test_probe_refuses_a_model_that_answers_otherwise(tmp_path, campaign):
     (tmp_path / "probe.json").write_text(json.dumps(raw))
     with pytest.raises(ModelError, match="differ from those stored"):
         probe(bundle, tmp_path / "probe.json")
+
+
+def test_probe_asks_a_few_users_as_they_are_answered(tmp_path, campaign):
+    from bentos.bundle import probe, write_probe
+
+    class Off:
+        def predict(self, numeric, strings):
+            return bundle.model.predict({"x": numeric[:, 0]}) + 1e-3
+
+    bundle = make_bundle(campaign)
+    write_probe(tmp_path, bundle.model, {"x": np.array([1.0, 2.0]), "plan": np.array(["free", None], dtype=object)})
+    probe(bundle, tmp_path / "probe.json")
+    with pytest.raises(ModelError, match="differ from those stored"):
+        probe(replace(bundle, small=Off()), tmp_path / "probe.json")
+
+
+KEYS = {"feature_service": "uplift_v1", "feature_schema_hash": "schema", "campaign_hash": "campaign"}
+
+
+@pytest.mark.parametrize(
+    ("change", "threshold", "message"),
+    [
+        ({"costs": (0.0,)}, 0.0, "a cost for each of"),
+        ({"costs": (0.0, math.nan)}, 0.0, "must be numbers"),
+        ({}, math.nan, "threshold == nan"),
+        ({}, 0.0, "is not what this version saves"),  # it has no tensors
+    ],
+)
+def test_load_bundle_refuses_what_cannot_decide(tmp_path, campaign, monkeypatch, change, threshold, message):
+    from models.forward import NumpyModel
+
+    model = make_bundle(campaign).model
+    spec = replace(model.spec, extra={**KEYS, "policy": {"threshold": threshold}}, **change)
+    monkeypatch.setattr(NumpyModel, "load", classmethod(lambda cls, folder: replace(model, spec=spec)))
+    with pytest.raises(ModelError, match=message):
+        load_bundle("tactful:odd", tmp_path, campaign)
+
+
+def test_champion_serves_on_whatever_a_model_raises(tmp_path, campaign, monkeypatch):
+    asked = []
+
+    def odd(tag):
+        asked.append(tag)
+        raise RuntimeError("not foreseen")
+
+    monkeypatch.setenv("TACTFUL_DATA", str(tmp_path))
+    monkeypatch.setattr("bentos.champion.champion_tag", lambda: "tactful:odd")
+    monkeypatch.setattr("bentos.champion.model_path", odd)
+    champion = Champion(campaign, lambda bundle: None)
+    assert [champion.follow(clock) for clock in (0.0, 5.0, 11.0)] == [False] * 3
+    assert asked == ["tactful:odd"] * 2  # not again before ten seconds
+    assert "not foreseen" in champion.error

@@ -58,3 +58,9 @@ def test_read_pointer_says_what_to_do_when_torn(folder):
 def test_pack_refuses_a_folder_without_a_model(tmp_path):
     with pytest.raises(ModelError, match=r"no model\.json"):
         registry.pack(tmp_path)
+
+
+@pytest.mark.parametrize("tag", ["", "a b c:::", "../../etc:passwd", "t" * 500 + ":1"])
+def test_model_path_refuses_what_is_no_tag(tag):
+    with pytest.raises(ModelError, match="not a tag"):
+        registry.model_path(tag)
