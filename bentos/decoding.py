@@ -80,7 +80,7 @@ class Decoder:
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self._texts: dict[bytes | None, str | None] = {None: None, b"": None}
-        self._contexts: dict[tuple[int | None, str | None], tuple[bytes, list[Any]]] = {}
+        self._contexts: dict[tuple[int | None, str | None], tuple[tuple[bytes, ...], list[Any]]] = {}
         stored, n = [name for _, name in layout.stored], layout.n_numbers
         self._asked_numbers = [name for name in layout.numeric if name not in stored]
         self._asked_texts = [name for name in layout.strings if name not in stored]
@@ -101,7 +101,7 @@ class Decoder:
         layout, n = self.layout, len(stored)
         a, b = layout.n_numbers, len(layout.stored)
         contexts = [self._context(ask) for ask in asks for _ in ask.user_ids]
-        numbers = [v or _NULL for row, (asked, _) in zip(stored, contexts, strict=True) for v in (*row[:a], asked)]
+        numbers = [v or _NULL for row, (asked, _) in zip(stored, contexts, strict=True) for v in (*row[:a], *asked)]
         numeric = _numbers(numbers, n * len(layout.numeric)).reshape(n, -1).take(self._number_at, axis=1)
         texts = [[*map(self._text, row[a:b]), *asked] for row, (_, asked) in zip(stored, contexts, strict=True)]
         strings = np.array([[row[j] for j in self._text_at] for row in texts], dtype=object)
@@ -122,14 +122,14 @@ class Decoder:
         oldest = np.where(stamps > 0, stamps, np.iinfo(np.int64).max).min(axis=1)
         return Rows(numeric, strings, status, np.where(known, oldest, 0))
 
-    def _context(self, ask: Ask) -> tuple[bytes, list[Any]]:
-        """Features of the request: numbers as if they were stored, side by side, and strings."""
+    def _context(self, ask: Ask) -> tuple[tuple[bytes, ...], list[Any]]:
+        """Features of the request: numbers as if they were stored, side by side (none without any), and strings."""
         key = (ask.hour, ask.surface)
         if key not in self._contexts:
             make_room(self._contexts)
             found = self.layout.request(UNKNOWN_HOUR if ask.hour is None else ask.hour, ask.surface or UNKNOWN_SURFACE)
             numbers = b"".join([_double(found[name]) for name in self._asked_numbers])
-            self._contexts[key] = numbers, [found[name] for name in self._asked_texts]
+            self._contexts[key] = (numbers,) if numbers else (), [found[name] for name in self._asked_texts]
         return self._contexts[key]
 
     def _text(self, stored: bytes | None) -> str | None:

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -148,7 +149,7 @@ class SqliteReader:
         file = os.stat(self.path).st_ino
         connection, opened = self._connections.get(patience, (None, 0))
         if connection is None or opened != file:
-            address = f"file:{self.path}?mode=ro"
+            address = f"file:{quote(self.path)}?mode=ro"
             connection = sqlite3.connect(address, uri=True, timeout=patience, check_same_thread=False)
             self._connections[patience] = connection, file
         return connection

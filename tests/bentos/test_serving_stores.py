@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from serving_world import NOW
 
+from bentos import decoding
 from bentos.bundle import CODE, OK
+from bentos.decoding import Decoder, Layout
 from bentos.explain import _read_once
 from bentos.features import Ask, FeastReader
 from bentos.redis_wire import RedisWire
 from bentos.stores import RedisReader, SqliteReader, entity_key, open_reader
 from campaign import StoreError
 
+NUMBERS = decoding._numbers
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:On demand feature view:RuntimeWarning"),
@@ -179,3 +182,25 @@ def test_entity_key_is_feasts():
     for user in ("u1", "ünïcode 用户", "x" * 128):
         expected = serialize_entity_key(EntityKey(join_keys=["user_id"], entity_values=[Value(string_val=user)]), 3)
         assert entity_key(user) == expected
+
+
+def test_reader_finds_a_store_in_a_folder_of_any_name(world, monkeypatch, tmp_path, users):
+    _, fast = readers_of(world, "local", monkeypatch)
+    before = asyncio.run(fast.read([Ask("a", users[:3])], NOW))
+    copy = tmp_path / "50%25 #1?" / "online.db"
+    copy.parent.mkdir()
+    shutil.copy(fast.path, copy)
+    fast.path = str(copy)
+    assert_equal(before, asyncio.run(fast.read([Ask("a", users[:3])], NOW)))
+
+
+def test_decoder_joins_no_more_numbers_than_the_model_has(monkeypatch):
+    """Of a model that takes no number from the request; an extra one would send every batch the slow way."""
+    counts = []
+    monkeypatch.setattr(decoding, "_numbers", lambda stored, n: counts.append((len(stored), n)) or NUMBERS(stored, n))
+    layout = Layout(("b", "a"), (), (("v", "a"), ("v", "b")), 2, ("v",), np.array([10**12]), lambda hour, surface: {})
+    value = decoding._double
+    at = np.array([[int(NOW.timestamp()) * 10**6]] * 2)
+    rows = Decoder(layout).rows([Ask("r", ["x", "y"])], [[value(1), value(2)], [None, value(4)]], at, NOW)
+    np.testing.assert_array_equal(rows.numeric, [[2, 1], [4, np.nan]])
+    assert counts == [(4, 4)]
