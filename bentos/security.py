@@ -66,6 +66,8 @@ class Gate:
             if scope["type"] == "lifespan":
                 self._surround(scope["app"])
                 await self.app(scope, receive, send)
+            else:
+                await send({"type": "websocket.close"})  # before it was accepted: 403
             return
         try:
             await self._route(scope, receive, send)

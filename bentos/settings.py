@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,8 +48,11 @@ class Settings:
                 values[name] = type(default)(text)
             except ValueError:
                 raise CampaignError(f"${variable} == {text!r}, must be a {type(default).__name__}") from None
-            if not isinstance(default, str) and values[name] <= 0:
-                raise CampaignError(f"${variable} == {text}, must be > 0")
+            if not isinstance(default, str) and not 0 < values[name] < math.inf:
+                raise CampaignError(f"${variable} == {text}, must be > 0 and finite")
+            if name.endswith("_token") and not text:
+                # a secret that was not found must not open the service
+                raise CampaignError(f"${variable} is empty; set a token, or unset the variable if none is asked for")
         settings = cls(**values)
         if settings.log_fsync not in ("none", "batch"):
             raise CampaignError(f"$TACTFUL_LOG_FSYNC == {settings.log_fsync!r}, must be 'none' or 'batch'")

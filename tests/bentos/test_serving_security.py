@@ -144,7 +144,11 @@ def test_logs_never_quote_a_request():
         ("TACTFUL_WORKERS", "two", "must be a int"),
         ("TACTFUL_WORKERS", "0", "must be > 0"),
         ("TACTFUL_FEATURE_SECONDS", "-1", "must be > 0"),
+        ("TACTFUL_FEATURE_SECONDS", "nan", "must be > 0 and finite"),
+        ("TACTFUL_LOG_FILE_MB", "inf", "must be > 0 and finite"),
         ("TACTFUL_LOG_FSYNC", "always", "'none' or 'batch'"),
+        ("TACTFUL_DECIDE_TOKEN", "", "is empty"),
+        ("TACTFUL_OPS_TOKEN", "", "is empty"),
     ],
 )
 def test_settings_name_the_variable_that_is_wrong(monkeypatch, name, value, message):
@@ -184,3 +188,13 @@ def test_page_about_security_names_only_tests_that_exist():
     assert len(named) > 8
     assert named <= written
     assert "..." not in text, "a shortened name cannot be checked"
+
+
+def test_gate_refuses_a_websocket():
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(Gate(None, Quiet(), dict)({"type": "websocket", "path": "/decide"}, None, send))
+    assert sent == [{"type": "websocket.close"}]
