@@ -98,6 +98,9 @@ class Cells:
     v_events: np.ndarray
     v2_events: np.ndarray
 
+    def __add__(self, other: Cells) -> Cells:
+        return Cells(*(mine + theirs for mine, theirs in zip(vars(self).values(), vars(other).values(), strict=True)))
+
     @property
     def size(self) -> np.ndarray:
         """Share of all rows that are of each kind; shape (kinds,)."""

@@ -47,11 +47,12 @@ class Part:
     alpha: float
     segment: str
     rows: np.ndarray | None
+    known: tuple[Moments, Cells] | None = None  # sums made elsewhere, of the same policies
 
     def __post_init__(self) -> None:
         self.columns = Columns.needed(self.estimators, len(self.outcomes))
         self.at: slice | np.ndarray = slice(None) if self.rows is None else self.rows
-        self.sums, self.cells = self._sums()
+        self.sums, self.cells = self.known or self._sums()
         self.pairs: dict[tuple[int, int | None], tuple[Cells, np.ndarray]] = {}
         self.behind: dict[tuple[int, int | None], tuple[np.ndarray, np.ndarray, float]] = {}
 

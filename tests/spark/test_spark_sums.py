@@ -12,6 +12,12 @@ from monitored import campaign, make_frame, make_profile
 
 from campaign import DataError
 from feature_repo import spark
+from models import spark_values
+from models.decision_log import Outcome
+from models.evaluation import evaluate
+from models.policy import RandomShare, SendAll, Threshold, TopShare
+from models.predictions import mu_hat_of
+from models.spark_values import evaluate_on_spark
 from monitoring.drift import measure_drift
 from monitoring.profile import count_rows
 from monitoring.spark_profile import as_json, count_on_spark
@@ -50,3 +56,56 @@ def test_spark_counts_of_nothing(week) -> None:
 def test_spark_counts_say_what_is_missing(week) -> None:
     with pytest.raises(DataError, match=r"columns \['n03'\] are in the reference profile but not in this frame"):
         count_on_spark(make_profile(np.random.default_rng(1), 6_000), week[1].drop("n03"))
+
+
+@pytest.fixture(scope="module")
+def log():
+    """Decisions of a random phase, about two for each user."""
+    frame = make_frame(np.random.default_rng(4), 4_000, service=False, users=2_000).reset_index(drop=True)
+    setup = campaign()
+    frame = frame.rename(columns={f"y_{name}": name for name in setup.outcome_names})
+    return frame.drop(columns=["propensities"]), setup, [Outcome(o.name, o.kind, o.weight) for o in setup.outcome]
+
+
+POLICIES = {
+    "model": Threshold("score", 0.0),
+    "strict": Threshold("score", 0.3),
+    "all": SendAll(1),
+    "half": RandomShare(0.5),
+}
+
+
+@pytest.mark.parametrize("clustered", [True, False])
+def test_spark_values_equal_local(log, clustered: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    frame, setup, outcomes = log
+    frame = frame if clustered else frame.drop_duplicates("user_id", ignore_index=True)
+    monkeypatch.setattr(spark_values, "ROWS_OF_TASK", 900)
+    options = {"segments": ["plan", "device"], "estimators": ("ips", "snips", "dr", "sndr", "dm"), "costs": setup.costs}
+    mu_hat = mu_hat_of(frame, setup.arm_names, setup.outcome_names)
+    local = evaluate(frame, POLICIES, outcomes, mu_hat=mu_hat, **options)
+    rows = spark.session().createDataFrame(pa.Table.from_pandas(frame, preserve_index=False))
+    found = evaluate_on_spark(rows, POLICIES, outcomes, setup.arm_names, **options)
+    keys = ["policy", "baseline", "outcome", "segment", "estimator"]
+    assert len(found) == len(local) > 500
+    wanted, got = (table.set_index(keys).sort_index() for table in (local, found))
+    assert wanted.index.equals(got.index)
+    for name in ("n_obs", "n_events", "status"):
+        assert got[name].tolist() == wanted[name].tolist(), name
+    for name in ("value", "se", "ci_lower", "ci_upper"):
+        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_spark_values_say_what_is_wrong(log) -> None:
+    frame, setup, outcomes = log
+    rows = spark.session().createDataFrame(pa.Table.from_pandas(frame.head(500), preserve_index=False))
+    with pytest.raises(DataError, match="0 decisions to evaluate"):
+        evaluate_on_spark(rows.where("false"), POLICIES, outcomes, setup.arm_names)
+    many = {f"p{i}": Threshold("score", i / 10) for i in range(8)}
+    with pytest.raises(DataError, match=r"expected at most 256 combinations"):
+        evaluate_on_spark(rows, many, outcomes, setup.arm_names)
+    with pytest.raises(DataError, match="policy 'top' is TopShare; expected one that tells an arm from the row alone"):
+        evaluate_on_spark(rows, {"top": TopShare("score", 0.1)}, outcomes, setup.arm_names)
+    with pytest.raises(DataError, match="takes arm 1, but the log never took it"):
+        evaluate_on_spark(rows.where("arm = 0"), POLICIES, outcomes, setup.arm_names)
+    with pytest.raises(DataError, match=r"Spark could not evaluate: propensity has 0 in 500 rows"):
+        evaluate_on_spark(rows.withColumn("propensity", rows["propensity"] * 0), POLICIES, outcomes, setup.arm_names)
