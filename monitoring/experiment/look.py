@@ -12,6 +12,7 @@ from monitoring.experiment.plan import ExperimentPlan
 from monitoring.experiment.stats import alarm_z, critical_z, obrien_fleming
 
 SAME_LOOK = 0.01  # readings closer than this share of the planned users are one look
+LAST_DAY = 0.25  # a last day with more of the users read than this may still be filling up, and moves the end with it
 DEFAULT_USERS = 10_000  # where the alarm is tightest when the plan does not say how many users are planned
 
 
@@ -76,12 +77,17 @@ def current_look(
 def planned_part(frame: pd.DataFrame, plan: ExperimentPlan) -> tuple[pd.DataFrame, bool]:
     """The planned users of a table that has more, and whether they are the same ones at every later reading.
 
-    They are the first by day of entry, whole days at a time. Without (readable) days nobody is left out.
+    They are the first by day of entry, whole days at a time. Without (readable) days nobody is left out. Nor are the
+    users the same ones later when the day that completes them is the table's last and a large part of the experiment
+    (one date for everybody, a month): more may enter on it.
     """
     days = _entry(frame[plan.day]) if plan.day in frame.columns else None
     if days is None or plan.last_users is None or len(frame) <= plan.last_users:
         return frame, days is not None
-    return frame[days <= days.sort_values().iloc[plan.last_users - 1]], True
+    end = days.sort_values().iloc[plan.last_users - 1]
+    part = frame[days <= end]
+    filling = bool(end == days.max()) and (days == end).sum() > LAST_DAY * len(part)
+    return part, not filling
 
 
 def _entry(values: pd.Series) -> pd.Series | None:

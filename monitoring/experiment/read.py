@@ -80,7 +80,7 @@ def read_experiment(frame: pd.DataFrame, plan: ExperimentPlan, *, previous: Sequ
     rows = effect_rows(table, plan, look)
     failed = [_failure(check) for check in checks.to_dict("records") if not check["passed"]]
     decision, variant, reasons = decide(rows, failed, plan)
-    notes = [*_next_step(decision, look, len(frame)), *_notes(part, plan, look, table)]
+    notes = [*_next_step(decision, look, len(frame), plan.day), *_notes(part, plan, look, table)]
     return Readout(decision, reasons, pd.DataFrame(rows), checks, variant, look, plan, notes)
 
 
@@ -105,7 +105,7 @@ def _failure(check: Mapping[Hashable, Any]) -> str:
     return f"{WORDS[check['check']]}{where}: {check['detail']}; find the cause before believing any effect{instead}"
 
 
-def _next_step(decision: Decision, look: Look, entered: int) -> list[str]:
+def _next_step(decision: Decision, look: Look, entered: int, day: str) -> list[str]:
     if look.planned_users is None:
         return []
     if look.fractions[-1] < 1:
@@ -119,7 +119,8 @@ def _next_step(decision: Decision, look: Look, entered: int) -> list[str]:
     if look.past_end:
         notes.append(
             f"{look.users} users, planned were {look.planned_users}: bounds are those that hold however often one "
-            "reads past the planned end, and wider; with a column of days of entry the planned users are read alone"
+            f"reads past the planned end, and wider; with every user's day of entry in column {day!r} (a date such as "
+            "2026-11-25, or a number), the planned users are read alone"
         )
     return notes
 

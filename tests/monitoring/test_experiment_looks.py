@@ -65,7 +65,7 @@ def test_with_days_of_entry_reading_on_past_the_end_changes_nothing(kind):
     assert any("6000 users: the first 3200 are read" in note for note in later.notes)
 
 
-@pytest.mark.parametrize(("per_day", "read"), [(1000, 3000), (1500, 3000), (1600, 3200), (2999, 5998), (6000, 6000)])
+@pytest.mark.parametrize(("per_day", "read"), [(1000, 3000), (1500, 3000), (1600, 3200), (2999, 5998)])
 def test_whole_days_are_read_until_the_planned_users_are_in(per_day, read):
     readout = read_experiment(users().assign(day=np.arange(6000) // per_day), PAST)
     assert readout.look.users == read
@@ -79,3 +79,19 @@ def test_days_that_cannot_be_read_leave_nobody_out(days):
     readout = read_experiment(frame, PAST)
     assert readout.look.past_end
     assert readout.look.users == 6000
+
+
+@pytest.mark.parametrize("day", ["2026-01-01", True, 1.0])
+def test_one_day_for_everybody_tells_nobody_apart(day):
+    """More may enter on the day that completes the planned users: read again, it would be another test at its bound."""
+    readout = read_experiment(users().assign(day=day), PAST)
+    assert (readout.look.past_end, readout.look.users) == (True, 6000)
+    assert any("day of entry in column 'day' (a date such as 2026-11-25, or a number)" in n for n in readout.notes)
+
+
+@pytest.mark.parametrize(("per_day", "past_end"), [(800, False), (801, True)])  # a quarter of the 3,200 read, or more
+def test_a_last_day_that_is_a_large_part_of_the_experiment_may_still_be_filling(per_day, past_end):
+    day = np.where(np.arange(3200) < 3200 - per_day, 1, 2)
+    assert read_experiment(users().iloc[:3200].assign(day=day), PAST).look.past_end == past_end
+    later = users().iloc[:3300].assign(day=np.r_[day, [3] * 100])  # a later day has begun: that one is complete
+    assert not read_experiment(later, PAST).look.past_end
