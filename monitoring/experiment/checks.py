@@ -88,8 +88,9 @@ def _exposure_rows(table: ExperimentTable, exposure: Grouping, plan: ExperimentP
     k = len(plan.variants)
     reached = exposure.codes < k
     crossed = float(np.mean(exposure.codes[reached] != table.variant[reached])) if reached.any() else 0.0
-    detail = f"{crossed:.2%} of reached users got another variant than assigned (tolerated {MAX_CROSSED:.0%})"
-    delivered: Row = ("delivery", "", float("nan"), MAX_CROSSED, crossed <= MAX_CROSSED, detail)
+    told = f"{crossed:.2%} of reached users got another variant than assigned (tolerated {MAX_CROSSED:.0%})"
+    passed, detail = (crossed <= MAX_CROSSED, told) if reached.any() else (False, f"{plan.exposure} is null for all")
+    delivered: Row = ("delivery", "", float("nan"), MAX_CROSSED, passed, detail)
     counts = _crossed(table.variant, reached.astype(int), k, 2)
     return [delivered, _alike("exposure", counts, plan, "users are reached")]
 

@@ -127,6 +127,11 @@ def _said_open(row: Row) -> str:
 def _unproven(row: Row) -> str:
     if row["status"] == "insufficient":
         where = f"segment {row['segment']}" if row["segment"] else "everybody"
+        if min(row["n_control"], row["n_treatment"]) > 1 and math.isnan(row["effect_size"]):
+            return (
+                f"guardrail {row['metric']}: the same for every user in {where} (or its covariate is a copy of it), so "
+                "no harm can be ruled out; leave that segment, metric or covariate out of the next plan"
+            )
         return (
             f"guardrail {row['metric']}: insufficient data in {where}: {row['n_control']} users in control, "
             f"{row['n_treatment']} in treatment; wait, or pool the segment with another one before the next experiment"

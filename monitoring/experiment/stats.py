@@ -45,8 +45,9 @@ class Welch:
     def of(cls, treatment: np.ndarray, control: np.ndarray) -> Welch:
         """From the values of each group; shapes (n1,) and (n0,), at least 2 each."""
         v1, v0 = treatment.var(ddof=1) / len(treatment), control.var(ddof=1) / len(control)
-        spread = v1**2 / (len(treatment) - 1) + v0**2 / (len(control) - 1)
-        df = (v1 + v0) ** 2 / spread if spread > 0 else 1.0
+        # as shares of the variance: squares of it overflow from values of 1e77 on
+        part = v1 / (v1 + v0) if v1 + v0 > 0 else 0.5
+        df = 1 / (part**2 / (len(treatment) - 1) + (1 - part) ** 2 / (len(control) - 1))
         return cls(float(treatment.mean() - control.mean()), math.sqrt(v1 + v0), float(df))
 
     def interval(self, z: float) -> tuple[float, float]:

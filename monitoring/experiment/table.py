@@ -189,6 +189,8 @@ def _numbers(values: pd.Series) -> np.ndarray:
     values = values.infer_objects()
     if pd.api.types.infer_dtype(values) == "boolean":
         values = values.astype("boolean")
+    elif pd.api.types.infer_dtype(values) == "decimal":  # DECIMAL of a database, by way of Parquet
+        values = values.astype("Float64")
     numeric = pd.api.types.is_numeric_dtype(values) and not pd.api.types.is_complex_dtype(values)
     if not (numeric or values.isna().all()):
         first = values.dropna().iloc[0]

@@ -62,6 +62,9 @@ def test_crossed_delivery_and_unequal_reach_never_ship():
     reached = frame["variant"].where((frame["variant"] == "control") | (np.arange(len(frame)) % 4 > 0), None)
     assert "exposure differs" in read_experiment(frame.assign(received=reached), plan).reasons[0]
     assert read_experiment(frame.assign(received=frame["variant"]), plan).decision == "ship"
+    nobody = read_experiment(frame.assign(received=None), plan)
+    assert nobody.decision == "hold"
+    assert "delivery check failed: received is null for all" in nobody.reasons[0]
 
 
 @pytest.mark.parametrize("shift", [-1.0, 1.0])

@@ -55,6 +55,8 @@ def test_welch_equals_statsmodels():
     assert two_sided_p(welch.z_against(0)) == pytest.approx(theirs.ttest_ind(usevar="unequal")[1], abs=1e-8)
     shifted = theirs.ttest_ind(usevar="unequal", value=-0.1, alternative="larger")[1]
     assert stats.norm.sf(welch.z_against(-0.1)) == pytest.approx(shifted, abs=1e-8)
+    for unit in (1e-99, 1e99):  # squares of such variances are 0 or infinite
+        assert Welch.of(y1 * unit, y0 * unit).df == pytest.approx(welch.df, rel=1e-9)
 
 
 @given(st.integers(1, 400), st.integers(1, 400), st.data())

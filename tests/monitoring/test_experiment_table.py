@@ -1,12 +1,14 @@
 """The plain table: types that do not matter, segments, and what is refused."""
 
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
 import pytest
 from experiment_tables import LISTENING, PLAN, RETENTION, SUBSCRIPTION, users
 
 from campaign import DataError
-from monitoring.experiment.plan import ExperimentPlan
+from monitoring.experiment.plan import ExperimentPlan, Metric
 from monitoring.experiment.read import read_experiment
 
 
@@ -17,6 +19,17 @@ def test_a_segment_without_users_in_one_variant_holds_and_names_it():
     readout = read_experiment(frame, PLAN)
     assert readout.decision == "hold"
     assert any("insufficient data in segment plan=trial: 5 users in control, 0" in reason for reason in readout.reasons)
+
+
+def test_a_guardrail_that_never_varies_says_so_and_not_to_wait():
+    minutes = Metric(name="minutes", kind="continuous", role="guardrail", margin=1.0)
+    frame = users().assign(minutes=lambda f: np.where(f["plan"] == "free", 0.0, f["listening"]))
+    (reason,) = [
+        r
+        for r in read_experiment(frame, PLAN.model_copy(update={"metric": (SUBSCRIPTION, minutes)})).reasons
+        if r.startswith("guardrail")
+    ]
+    assert reason.startswith("guardrail minutes: the same for every user in segment plan=free")
 
 
 def test_an_unused_category_is_a_segment_with_no_users():
@@ -32,7 +45,7 @@ def test_users_without_a_segment_are_a_segment():
     assert "plan=(missing)" in set(read_experiment(frame, PLAN).table["segment"])
 
 
-@pytest.mark.parametrize("kind", ["bool", "Int64", "object", "category", "numbers as objects", "instants"])
+@pytest.mark.parametrize("kind", ["bool", "Int64", "object", "category", "numbers as objects", "decimals", "instants"])
 def test_column_types_do_not_matter(kind):
     frame = users(lift=0.02)
     expected = read_experiment(frame, PLAN).table["effect_size"].tolist()
@@ -42,6 +55,8 @@ def test_column_types_do_not_matter(kind):
         frame = frame.astype({"subscription": bool, "retention": int}).astype(
             {"subscription": object, "retention": object}
         )
+    elif kind == "decimals":
+        frame["retention"] = frame["retention"].map(lambda value: Decimal(int(value)))
     elif kind == "instants":
         frame["day"] = pd.Timestamp("2026-03-02", tz="UTC") + pd.to_timedelta(np.arange(len(frame)) * 60, unit="s")
         checks = read_experiment(frame, PLAN).checks
