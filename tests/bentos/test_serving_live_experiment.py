@@ -204,9 +204,11 @@ def test_readout_finds_the_truth_and_the_triggered_one_is_narrower(lived, name):
     folder, _, log, _, due = lived
     variants = VARIANTS[name]
     could = (log["layer"] == "experiment") & ~log["reason"].isin(["unknown_user", "stale_features"])
-    rows = log[could].drop_duplicates("user_id").set_index("user_id")
-    parsed = {u: json.loads(text) for u, text in rows["experiment"].items()}
-    mine = {u: p for u, p in parsed.items() if p["name"] == name}
+    entered = log[could].sort_values(["decided_at", "decision_id"]).drop_duplicates("user_id").set_index("user_id")
+    parsed = {u: json.loads(text) for u, text in entered["experiment"].items()}
+    planned = read_experiment_file(folder / "data" / "experiments" / f"{name}.json")
+    # the planned users are read, the first to enter
+    mine = dict([(u, p) for u, p in parsed.items() if p["name"] == name][: planned.plan.last_users])
     at = {u: i for i, u in enumerate(due.user_ids.tolist())}
     control, treatment = (np.mean([due.truth[at[u], p["arms"][v]] for u, p in mine.items()], axis=0) for v in variants)
     truth = treatment - control
@@ -216,7 +218,6 @@ def test_readout_finds_the_truth_and_the_triggered_one_is_narrower(lived, name):
     told = json.loads(tactful(folder, "experiment", "read", name, "--json"))
     assert (told["decision"], told["table"]) == (plain.decision, plain.to_dict()["table"])
     page = json.loads((folder / "data" / "reports" / "experiments" / name / "readout.json").read_text())
-    planned = read_experiment_file(folder / "data" / "experiments" / f"{name}.json")
     assert [(row["metric"], row["forecast"]) for row in page["forecast"]] == [
         (f.metric, f.value) for f in planned.forecast
     ]
