@@ -115,6 +115,15 @@ def test_decide_one_user_is_decided_as_among_many(two_messages):
             np.testing.assert_array_equal(value, expected)
 
 
+def test_decide_sends_nothing_at_the_threshold_itself(campaign, bundle):
+    rows = make_rows([0.125, 0.125])  # 0.125 * 6 - 0.25 is 0.5, the threshold, without rounding
+    users = [user for user in USERS if assign.layer(user, campaign.assignment, DAY) == assign.POLICY][:2]
+    together = decide(users, rows, bundle, campaign.assignment, DAY)
+    assert together.score.tolist() == [bundle.threshold] * 2
+    assert together.arm.tolist() == [0, 0]
+    assert decide(users[:1], make_rows([0.125]), bundle, campaign.assignment, DAY).arm.tolist() == [0]
+
+
 def test_load_bundle_refuses_a_folder_without_model(tmp_path, campaign):
     with pytest.raises(ModelError, match=r"model\.json"):
         load_bundle("tactful:none", tmp_path, campaign)
