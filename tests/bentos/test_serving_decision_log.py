@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import resource
@@ -278,3 +279,24 @@ def test_append_goes_on_in_another_file_when_its_own_is_removed(tmp_path, write)
     log.close()
     (path,) = (tmp_path / "raw").glob("*.log")
     assert {row["request_id"] for row in read_decisions(path)} == {"r2"}
+
+
+def test_append_cuts_a_torn_line_off_before_the_next(tmp_path, write, monkeypatch):
+    log, whole = DecisionLog(tmp_path / "raw", 2**20), os.write
+    write(log, "r1")
+
+    calls = iter([10, None])
+
+    def torn(handle, data):
+        room = next(calls)
+        if room is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(handle, data[:room])
+
+    with monkeypatch.context() as patch, pytest.raises(LogError, match="No space left"):
+        patch.setattr(os, "write", torn)
+        write(log, "r2")
+    write(log, "r3")
+    log.close()
+    (path,) = (tmp_path / "raw").glob("*.log")
+    assert {row["request_id"] for row in read_decisions(path)} == {"r1", "r3"}
