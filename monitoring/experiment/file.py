@@ -220,7 +220,8 @@ def change_state(
 def read_experiment_file(file: Path) -> Experiment:
     """Read one experiment.
 
-    Raises: CampaignError: missing, not JSON, or its design was edited after it was written (the hash differs).
+    Raises: CampaignError: missing, unreadable, not a JSON object, or its design was edited after it was written (the hash
+            differs).
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
@@ -228,7 +229,16 @@ def read_experiment_file(file: Path) -> Experiment:
         known = ", ".join(sorted(p.stem for p in file.parent.glob("*.json"))) or "none"
         raise CampaignError(f"{file}: no such experiment; experiments there: {known}") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CampaignError(f"{file}: not valid JSON: {error}") from None
+        raise CampaignError(f"{file}: not valid JSON: {error}; restore it, or delete it and plan a new one") from None
+    except OSError as error:
+        raise CampaignError(
+            f"{file}: cannot be read: {error.strerror}; expected one JSON file per experiment"
+        ) from None
+    if not isinstance(values, dict):
+        raise CampaignError(
+            f"{file}: holds a JSON {type(values).__name__}, expected an object as `tactful experiment plan` writes it; "
+            "restore it, or delete it and plan a new one"
+        )
     stored = values.pop("hash", None)
     values.pop("schema", None)
     experiment = validated(Experiment, values, file)

@@ -202,6 +202,19 @@ def test_a_missing_or_torn_file_is_said(tmp_path):
         read_experiments(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"one"'])
+def test_json_that_is_no_object_is_said(tmp_path, text):
+    (tmp_path / "one.json").write_text(text)
+    with pytest.raises(CampaignError, match="expected an object as `tactful experiment plan` writes it"):
+        read_experiments(tmp_path)
+
+
+def test_a_folder_in_place_of_a_file_is_said(tmp_path):
+    (tmp_path / "one.json").mkdir()
+    with pytest.raises(CampaignError, match="cannot be read: Is a directory"):
+        read_experiments(tmp_path)
+
+
 def five_variants(tmp_path) -> Experiment:
     variants = [
         Variant(name="none", policy="send_none", share=0.2),
