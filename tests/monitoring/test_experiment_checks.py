@@ -55,6 +55,9 @@ def test_a_trigger_that_depends_on_the_variant_never_ships():
 def test_crossed_delivery_and_unequal_reach_never_ship():
     frame = users(lift=0.04)
     plan = PLAN.model_copy(update={"exposure": "received"})
+    other = frame["variant"].map({"control": "treatment", "treatment": "control"})
+    tolerated = frame["variant"].where(np.arange(len(frame)) % 100 > 0, other)  # one in a hundred, exactly
+    assert read_experiment(frame.assign(received=tolerated), plan).decision == "ship"
     crossed = frame["variant"].where(np.arange(len(frame)) % 20 > 0, "control")
     readout = read_experiment(frame.assign(received=crossed), plan)
     assert readout.decision == "hold"

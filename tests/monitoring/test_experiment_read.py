@@ -10,6 +10,8 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep
 from statsmodels.stats.weightstats import CompareMeans, DescrStatsW
 
+from monitoring.experiment.decide import with_alarms
+from monitoring.experiment.look import current_look
 from monitoring.experiment.plan import ExperimentPlan, Metric
 from monitoring.experiment.read import read_experiment
 from monitoring.experiment.report import markdown
@@ -60,6 +62,31 @@ def test_several_candidates_share_the_error_and_the_best_ships():
     readout = read_experiment(frame, plan)
     assert (readout.decision, readout.variant) == ("ship", "high")
     assert readout.table.query("role == 'guardrail'")["ci_level"].iloc[0] == pytest.approx(0.95)
+
+
+def test_of_several_candidates_the_best_is_the_one_that_lowers_what_should_be_low():
+    frame = users(n=12_000)
+    frame["variant"] = np.array(["control", "some", "most"])[np.arange(12_000) % 3]
+    churned = 0.3 - 0.06 * (frame["variant"] == "some") - 0.12 * (frame["variant"] == "most")
+    frame["churn"] = (np.random.default_rng(2).random(12_000) < churned).astype(int)
+    churn = Metric(name="churn", kind="binary", role="success", direction="lower")
+    readout = read_experiment(frame, ExperimentPlan(treatment=("most", "some"), metric=(churn,)))
+    assert (readout.decision, readout.variant) == ("ship", "most")
+    assert readout.table["status"].tolist() == ["improved", "improved"]
+
+
+@pytest.mark.parametrize(("beyond", "rings"), [(-0.001, False), (0.001, True)])
+def test_the_alarm_shares_alpha_between_everybody_and_the_segments(beyond, rings):
+    look = current_look(PLAN, 10_000)
+
+    def row(segment, z):
+        return {"segment": segment, "role": "guardrail", "direction": "higher", "status": "not_shown", "z": z}
+
+    everybody, segment = look.alarm(0.05 / 2) + beyond, look.alarm(0.05 / 2 / 2) + beyond
+    rows = [row("", -everybody), row("plan=a", -segment), row("plan=b", 0.0)]
+    assert [row["alarm"] for row in with_alarms(rows, PLAN, look)] == [rings, rings, False]
+    alone = [row("", -(look.alarm(0.05) + beyond))]  # without segments, nothing is kept for them
+    assert with_alarms(alone, PLAN, look)[0]["alarm"] == rings
 
 
 def test_a_candidate_that_harms_is_stopped_while_the_other_ships():

@@ -79,6 +79,12 @@ def test_diluted_scales_the_effect_and_keeps_its_sign():
     assert diluted.interval(diluted.z_against(0.0))[0] == pytest.approx(0.0, abs=1e-9)
 
 
+def test_diluted_counts_the_share_of_the_users_too():
+    """Variance of a product: share**2 * se**2 + effect**2 * share * (1 - share) / n; here .01**2 + .0075**2."""
+    diluted = Diluted(Welch(0.3, 0.1 / 9, 1e9), 0.9, 144)
+    assert diluted.interval(1.0)[1] - diluted.estimate == pytest.approx(np.hypot(0.01, 0.0075), rel=1e-6)
+
+
 def test_sample_ratio_equals_scipy():
     counts, shares = np.array([[4890, 5110, 2500], [3, 9, 1]]), np.array([0.4, 0.4, 0.2])
     large, small = sample_ratio_p(counts, shares)
