@@ -14,7 +14,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 
 from bentos.logs import JsonLines
-from bentos.security import Gate
+from bentos.security import Gate, Refused, require_json
 from bentos.settings import Settings
 from campaign import ROOT, CampaignError, now
 
@@ -198,3 +198,11 @@ def test_gate_refuses_a_websocket():
 
     asyncio.run(Gate(None, Quiet(), dict)({"type": "websocket", "path": "/decide"}, None, send))
     assert sent == [{"type": "websocket.close"}]
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"br", b"identity, gzip"])
+def test_gate_refuses_an_encoded_body(encoding):
+    headers = {b"content-type": b"application/json"}
+    require_json({**headers, b"content-encoding": b"Identity"})
+    with pytest.raises(Refused, match="content-encoding is not supported"):
+        require_json({**headers, b"content-encoding": encoding})
