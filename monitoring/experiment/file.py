@@ -220,8 +220,8 @@ def change_state(
 def read_experiment_file(file: Path) -> Experiment:
     """Read one experiment.
 
-    Raises: CampaignError: missing, unreadable, not a JSON object, or its design was edited after it was written (the hash
-            differs).
+    Raises: CampaignError: missing, unreadable, not a JSON object, or its design was edited after it was written (the
+            hash differs).
     """
     try:
         values = json.loads(file.read_text(encoding="utf-8"))

@@ -53,6 +53,20 @@ def test_unequal_shares_equal_statsmodels():
     assert ours.table["users_alone"].iloc[0] == pytest.approx(5 * treated, rel=1e-3)
 
 
+def test_a_plan_with_lower_is_better_mirrors_one_with_higher():
+    frame = history().assign(idle=lambda f: -f["hours"], churn=lambda f: 1 - f["retention"])
+    idle, churn = (
+        metric.model_copy(update={"name": name, "direction": "lower"})
+        for metric, name in ((HOURS, "idle"), (RETENTION, "churn"))
+    )
+    higher = planned((HOURS, RETENTION), {"hours": 0.1, "retention": 0.01}, frame, segments=("plan",))
+    lower = planned((idle, churn), {"idle": -0.1, "churn": -0.01}, frame, segments=("plan",))
+    assert lower.users == pytest.approx(higher.users, rel=0.01)
+    names = ["users_alone", "mde", "pass_probability"]
+    pd.testing.assert_frame_equal(lower.table[names], higher.table[names], rtol=0.01)
+    assert lower.table["expected"].tolist() == pytest.approx((-higher.table["expected"]).tolist(), nan_ok=True)
+
+
 def test_cuped_cuts_users_by_the_squared_correlation():
     plain = planned((HOURS,), {"hours": 0.1}).users
     cuped = planned((HOURS.model_copy(update={"covariate": "hours_before"}),), {"hours": 0.1}).users
