@@ -65,8 +65,10 @@ def open_store(repo_path: Path | str | None = None) -> FeatureStore:
     profile = os.environ.get("TACTFUL_STORE", "local")
     file = repo / ("feature_store.yaml" if profile == "local" else f"feature_store.{profile}.yaml")
     if not file.exists():
-        found = ", ".join(sorted(p.name for p in repo.glob("feature_store*.yaml")))
-        raise StoreError(f"{file}: no such profile (TACTFUL_STORE == {profile!r}); set it to one of {found}")
+        names = [path.name.split(".")[1].replace("yaml", "local") for path in repo.glob("feature_store*.yaml")]
+        raise StoreError(
+            f"{file}: no such profile; TACTFUL_STORE == {profile!r}, set it to one of {', '.join(sorted(names))}"
+        )
     store = FeatureStore(repo_path=str(repo), fs_yaml_file=file)
     applied = _source_path(store)
     # Feast looks for -f from the folder the command runs in, not from -c
