@@ -5,8 +5,10 @@ import pandas as pd
 import pytest
 
 from campaign import DataError
-from models import stream
+from models import stream, train
 from models.decision_log import Outcome
+from models.losses import effective_rows
+from models.shrinkage import error_covariance
 from models.spec import FitSpec, columns_of
 from models.train import fit
 
@@ -44,6 +46,16 @@ def test_fit_parquet_agrees_with_fit_in_memory(tmp_path, monkeypatch):
     one, two = stream.fit_parquet(files, SPEC).predict(test), fit(frame, SPEC).model.predict(test)
     assert np.corrcoef(one[:, 1, 0] - one[:, 0, 0], two[:, 1, 0] - two[:, 0, 0])[0, 1] > 0.95
     assert (stream.fit_parquet(files, SPEC).predict(test) == one).all()
+
+
+def test_fit_parquet_counts_all_rows_in_the_interval_not_its_sample(tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "SAMPLE_ROWS", 1000)
+    asked = []
+    monkeypatch.setattr(train, "error_covariance", lambda *a: asked.append(a[2]) or error_covariance(*a))
+    frame = make_frame(4000)
+    frame.to_parquet(tmp_path / "0.parquet")
+    stream.fit_parquet([tmp_path / "0.parquet"], SPEC)
+    assert asked == pytest.approx([effective_rows(np.bincount(frame["arm"]))], rel=0.1)
 
 
 def test_fit_parquet_says_what_is_wrong(tmp_path):

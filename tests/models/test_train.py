@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from campaign import DataError, ModelError
 from models import train
 from models.decision_log import Outcome
-from models.forward import NumpyModel, unpack
+from models.forward import NumpyModel, shrink, unpack
+from models.losses import effective_rows
 from models.network import UpliftNet
 from models.shrinkage import MISSING_ROWS, error_covariance, shrinkage
 from models.spec import FitSpec, columns_of
@@ -72,6 +73,23 @@ def test_fit_out_of_fold_rows_come_from_the_member_that_left_them_out(fitted):
     member = fitted.model.members({name: values[[row]] for name, values in columns.items()})[1, 0]
     control = member[0]
     assert np.allclose(fitted.out_of_fold[row, 0], control, atol=1e-6)
+
+
+def test_fit_out_of_fold_rows_are_shrunk_like_what_serves(fitted):
+    members = fitted.model.members(columns_of(make_frame(), FEATURES))
+    left_out = members[fitted.fold, np.arange(len(fitted.fold))]
+    shrunk = shrink(left_out, fitted.model.tensors, fitted.model.spec)
+    assert np.abs(shrunk - left_out).max() > 1e-4
+    np.testing.assert_allclose(fitted.out_of_fold, shrunk, atol=1e-6)
+
+
+def test_fit_saves_the_interval_of_its_linear_share_and_its_rows(monkeypatch):
+    monkeypatch.setattr(train, "linear_share", lambda *_: 1.0)
+    frame = make_frame(1500)
+    model = fit(frame, make_spec(rules=20)).model
+    members, counts = model.members(columns_of(frame, FEATURES)), np.bincount(frame["arm"])
+    expected = error_covariance(members, 1.0, effective_rows(counts))
+    np.testing.assert_allclose(model.tensors["interval.covariance"], expected, rtol=1e-4)
 
 
 def test_fit_out_of_fold_ignores_the_outcomes_of_its_own_fold(monkeypatch):
