@@ -18,6 +18,7 @@ from models.encode import (
     rule_bits,
     rule_tensors,
 )
+from models.spec import Feature
 
 RNG = np.random.default_rng(0)
 COLUMNS = {
@@ -130,3 +131,9 @@ def test_octile_steps_hold_for_the_right_share():
     assert share[:7] == pytest.approx(1 - np.arange(1, 8) / 8, abs=0.01)
     missing = encode(one(skewed=np.nan), FEATURES, STATE).rules
     assert np.unpackbits(missing, axis=1, count=count)[0, :7].sum() == 0
+
+
+def test_a_value_on_a_cut_lies_below_it():
+    cuts = {"encode.cuts": np.array([[1.0, 2.0] + [np.inf] * (BINS - 3)])}
+    found = codes({"x": np.array([0.5, 1.0, 1.5, 2.0, 2.5, np.nan])}, [Feature("x", "numeric")], cuts)
+    assert found[:, 0].tolist() == [0, 0, 1, 1, 2, BINS]

@@ -355,6 +355,24 @@ def test_shrinkage_keeps_signal_and_drops_noise():
     assert shrink_factor(signal=0.3, member_noise=0.3 * np.sqrt(5)) == pytest.approx(0.5, abs=0.2)
 
 
+def test_shrinkage_takes_what_control_rows_say_with_their_sign():
+    rng = np.random.default_rng(1)
+    truth, arm = rng.normal(size=20_000), rng.integers(0, 2, 20_000)
+    members = np.stack([np.zeros(20_000), truth], axis=1)[None, ..., None].repeat(5, axis=0)
+    # everybody fares as predicted under the message, control too: nobody is helped, which only control rows tell
+    found = shrinkage(members, members[0], truth[:, None], arm, np.full(20_000, 0.5), np.ones(1))
+    assert found["shrink.factor"][0] < 0.1
+
+
+def test_interval_of_a_score_is_two_sided_and_takes_off_the_message_cost(fitted):
+    costly = fitted.model.reweighted({"visit": 1.0, "spend": 0.1}, costs=(0.0, 0.5, 2.0))
+    columns = columns_of(make_frame(20, seed=6), FEATURES)
+    before, after = (np.mean(model.interval(columns), axis=0)[..., 2] for model in (fitted.model, costly))
+    np.testing.assert_allclose(before - after, np.broadcast_to([0.5, 2.0], (20, 2)), atol=1e-9)
+    visit_sd = np.sqrt(fitted.model.tensors["interval.covariance"][:, 0, 0])
+    np.testing.assert_allclose(fitted.model.half_width(0.1)[:, 0], 1.644854 * visit_sd, rtol=1e-5)
+
+
 def test_interval_holds_the_prediction_and_widens_with_confidence(fitted):
     columns = columns_of(make_frame(50, seed=6), FEATURES)
     mu_hat = fitted.model.predict(columns)
