@@ -194,7 +194,7 @@ def materialize() -> None:
     from feature_repo.store import apply, definitions_hash, newest_snapshot, open_store
     from feature_repo.store import materialize as write_online
 
-    newest = newest_snapshot()
+    newest = newest_snapshot(data_dir() / "features")
     built = (data_dir() / "features" / f"date={newest}" / "snapshot.parquet").stat().st_mtime_ns
     inputs = {"newest": str(newest), "built": built, "store": os.environ.get("TACTFUL_STORE", "local")}
     with step("materialize", **inputs, definitions=definitions_hash()) as needed:

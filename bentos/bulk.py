@@ -30,7 +30,7 @@ from feature_repo.atomic import replacing, write_json
 from feature_repo.contracts import REASONS
 from feature_repo.retrieval import FeatureSchema, feature_schema, latest_features, open_store
 from feature_repo.snapshots import on_spark
-from feature_repo.store import answering, import_feast, snapshot_file
+from feature_repo.store import answering, import_feast, newest_snapshot, snapshot_file
 from models.registry import model_path, required_champion
 
 BATCH_ROWS = 32_768
@@ -65,7 +65,7 @@ def score_all(
             f"{tag}: trained on schema {bundle.schema_hash}, the feature store has {schema.hash}; run "
             "`feast -c feature_repo apply`, or train again with `tactful train`"
         )
-    day = _newest_day(data / "features")
+    day = newest_snapshot(data / "features")
     folder = data / "eligibility" / f"date={day}"
     with pq.ParquetFile(snapshot_file(store, day)) as snapshot:
         users = snapshot.metadata.num_rows
@@ -204,13 +204,6 @@ def is_done(folder: Path, run: dict[str, Any]) -> bool:
 def _before(folder: Path) -> Any:
     manifest = folder / "run.json"
     return json.loads(manifest.read_text(encoding="utf-8")) if manifest.exists() else {}
-
-
-def _newest_day(features: Path) -> date:
-    days = [path.parent.name.removeprefix("date=") for path in features.glob("date=*/snapshot.parquet")]
-    if not days:
-        raise StoreError(f"{features}: no snapshots; run `tactful features`")
-    return date.fromisoformat(max(days))
 
 
 def _midnight(day: date) -> datetime:

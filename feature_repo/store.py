@@ -20,7 +20,7 @@ from unittest import mock
 import pyarrow.parquet as pq
 import typeguard
 
-from campaign import DataError, StoreError, data_dir
+from campaign import StoreError, data_dir
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -134,12 +134,12 @@ def feature_schema(store: FeatureStore, service: str = "uplift_v1") -> FeatureSc
     return FeatureSchema(service, tuple(types), types, views, ttl_days)
 
 
-def newest_snapshot() -> date:
-    """Day of the newest snapshot (DataError: there is none)."""
-    found = (data_dir() / "features").glob("date=*/snapshot.parquet")
+def newest_snapshot(features: Path) -> date:
+    """Day of the newest snapshot in the folder of features (StoreError: there is none)."""
+    found = features.glob("date=*/snapshot.parquet")
     days = [date.fromisoformat(path.parent.name.removeprefix("date=")) for path in found]
     if not days:
-        raise DataError(f"{data_dir() / 'features'}: no snapshots; run `tactful features`")
+        raise StoreError(f"{features}: no snapshots; run `tactful features`")
     return max(days)
 
 

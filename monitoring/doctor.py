@@ -147,7 +147,8 @@ def _clock(now: datetime) -> tuple[Verdict, str, str]:
 
 
 def _snapshots(now: datetime) -> tuple[Verdict, str, str]:
-    newest, possible = newest_snapshot(), min(log_days(data_dir() / "logs", LOGS)[1] + timedelta(days=1), now.date())
+    newest = newest_snapshot(data_dir() / "features")
+    possible = min(log_days(data_dir() / "logs", LOGS)[1] + timedelta(days=1), now.date())
     if newest < possible:
         return "look", f"newest of {newest}; the logs allow {possible}", "tactful features"
     return "ok", f"newest of {newest}", ""
@@ -159,7 +160,7 @@ def _features_online(_: datetime) -> tuple[Verdict, str, str]:
 
     from feature_repo.retrieval import online_features
 
-    newest, store = newest_snapshot(), open_store()
+    newest, store = newest_snapshot(data_dir() / "features"), open_store()
     with pq.ParquetFile(data_dir() / "features" / f"date={newest}" / "snapshot.parquet") as file:
         user = next(file.iter_batches(1, columns=["user_id"])).column(0)[0].as_py()
     midnight = datetime(newest.year, newest.month, newest.day, tzinfo=UTC)

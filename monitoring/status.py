@@ -27,7 +27,7 @@ def status(data: Path, decided_today: Counter[str]) -> dict[str, Any]:
         "champion": pointer.champion,
         "champion_since": promoted[-1] if promoted else None,
         "challenger": pointer.challenger,
-        "features_day": _or_none(lambda: str(newest_snapshot())),
+        "features_day": _or_none(lambda: str(newest_snapshot(data / "features"))),
         "materialized_until": _or_none(_materialized),
         "last_week": _last_week(data / "monitoring"),
         "decisions_today": dict(decided_today.most_common()),
