@@ -48,8 +48,11 @@ def blocks(page):
         yield Block(found["kind"], textwrap.dedent(found["text"]), line, found["needs"])
 
 
-def run_page(page, root, seconds=1800, first=""):
-    """Run `first`, then a page's `sh` and `python` blocks one after another, as a reader would in one terminal."""
+def run_page(page, root, instead=None, first="", seconds=1800):
+    """Run `first`, then a page's `sh` and `python` blocks one after another, as a reader would in one terminal.
+
+    `instead`: words of the page, and those that take their place.
+    """
     ports = {default: free_port() for default in ("3000", "6379")}
     script = [f'export PATH="{ROOT}/.venv/bin:$PATH"', first]
     for block in blocks(page):
@@ -59,6 +62,8 @@ def run_page(page, root, seconds=1800, first=""):
             continue
         # the environment is there already; `make .venv` in a copy must never touch it
         text = block.text.replace("make .venv\n", "").replace('export PATH="$PWD/.venv/bin:$PATH"\n', "")
+        for words_, others in (instead or {}).items():
+            text = text.replace(words_, others)
         text = re.sub(r"\b(3000|6379)\b", lambda found: str(ports[found[0]]), text)
         script.append(f"echo '--- {page.name}:{block.line}'")
         script.append(text if block.kind == "sh" else f"python - <<'PY'\n{text}PY")
