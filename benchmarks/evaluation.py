@@ -33,9 +33,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "models")]
 
 from known_truth import World, guarded_gain, guarded_log  # noqa: E402
 
+from benchmarks.peers import sklift_qini  # noqa: E402
 from feature_repo.atomic import write_text  # noqa: E402
 from models import Guardrail, Outcome, Threshold, choose_policy, evaluate  # noqa: E402
-from models.curves import sklift_qini  # noqa: E402
 
 Y = [Outcome("y", "binary")]
 KEY = ["estimator", "policy", "baseline"]

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
+from benchmarks.peers import fit_lightgbm_t, sklift_qini
 from benchmarks.uplift_results import NETWORK, cpu_seconds, finished, keep
-from models.baselines import fit_lightgbm_s, fit_lightgbm_t, fit_linear_t
-from models.curves import sklift_qini
+from models.baselines import fit_lightgbm_s, fit_linear_t
 from models.decision_log import Outcome
 from models.spec import FitSpec
 from models.train import fit

@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from benchmarks.peers import fit_lightgbm_t
 from benchmarks.uplift_results import NETWORK
 from benchmarks.worlds import OUTCOMES, WEIGHTS, World
-from models.baselines import fit_lightgbm_s, fit_lightgbm_t, fit_linear_t
+from models.baselines import fit_lightgbm_s, fit_linear_t
 from models.decision_log import Outcome
 from models.spec import FitSpec, columns_of
 from models.train import fit

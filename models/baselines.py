@@ -26,7 +26,7 @@ S_PARAMS = {
     "deterministic": True,
     "force_row_wise": True,
 }
-S_TREES, T_TREES = 400, 150
+S_TREES = 400
 
 
 class Baseline(Protocol):
@@ -108,7 +108,7 @@ class BoostedModel:
         columns = columns_of(frame, self.declared)
         by_arm = []
         for arm, boosters in enumerate(self.boosters):
-            inputs = _tree_inputs(columns, self.features, np.full(len(frame), arm))
+            inputs = tree_inputs(columns, self.features, np.full(len(frame), arm))
             by_arm.append(np.column_stack([b.predict(inputs, num_threads=1) for b in boosters]))
         return np.stack(by_arm, axis=1)
 
@@ -117,24 +117,12 @@ def fit_lightgbm_s(frame: pd.DataFrame, spec: FitSpec) -> BoostedModel:
     """S-learner on boosted trees, native categories and missing values (raises as `models.train.fit`)."""
     labels, columns = labels_of(frame, spec), columns_of(frame, spec.features)
     features = fit_features(columns)
-    inputs = _tree_inputs(columns, features, labels.arm)
-    boosters = _boosted(inputs, labels.outcome, features, S_PARAMS | {"seed": spec.seed}, S_TREES, spec)
+    inputs = tree_inputs(columns, features, labels.arm)
+    boosters = boosted(inputs, labels.outcome, features, S_PARAMS | {"seed": spec.seed}, S_TREES, spec)
     return BoostedModel(features, dict(spec.features), (boosters,) * len(spec.arms))
 
 
-def fit_lightgbm_t(frame: pd.DataFrame, spec: FitSpec) -> BoostedModel:
-    """T-learner on boosted trees: every arm its own small ones (raises as `models.train.fit`)."""
-    labels, columns = labels_of(frame, spec), columns_of(frame, spec.features)
-    features = fit_features(columns)
-    inputs = _tree_inputs(columns, features, labels.arm)
-    params, by_arm = S_PARAMS | {"num_leaves": 4, "learning_rate": 0.05, "seed": spec.seed}, []
-    for arm in range(len(spec.arms)):
-        rows = labels.arm == arm
-        by_arm.append(_boosted(inputs[rows], labels.outcome[rows], features, params, T_TREES, spec))
-    return BoostedModel(features, dict(spec.features), tuple(by_arm))
-
-
-def _boosted(
+def boosted(
     inputs: np.ndarray,
     outcome: np.ndarray,
     features: tuple[Feature, ...],
@@ -154,7 +142,8 @@ def _boosted(
     return tuple(boosters)
 
 
-def _tree_inputs(columns: Mapping[str, np.ndarray], features: tuple[Feature, ...], arm: np.ndarray) -> np.ndarray:
+def tree_inputs(columns: Mapping[str, np.ndarray], features: tuple[Feature, ...], arm: np.ndarray) -> np.ndarray:
+    """Codes of categories, numbers as they are, the arm last; float64 (n, n_features + 1)."""
     parts = [category_codes(columns[f.name], f.categories) if f.kind == "string" else columns[f.name] for f in features]
     return np.column_stack([*parts, arm])
 

@@ -1,6 +1,6 @@
 """Does a score rank users by uplift, and is it calibrated? Curves and coefficients with errors.
 
-All work on `effect`, the doubly robust effect score of each row (`models.evaluation.effect_table`), so they are
+All work on `effect`, the doubly robust effect score of each row (`models.estimators.effect_scores`), so they are
 unbiased under any logged propensity and do not depend on base rates; units are those of the outcome, per decision.
 The score must come from a model that saw none of the rows. Ties in the score are averaged: row order never matters.
 
@@ -212,38 +212,6 @@ def heterogeneity(
         "ate": _estimate(ate, effect - ate, cluster, alpha),
         "slope": _estimate(slope, centred * error / spread, cluster, alpha),
     }
-
-
-def sklift_qini(outcome: np.ndarray, score: np.ndarray, message: np.ndarray) -> float:
-    """The normalised Qini coefficient exactly as scikit-uplift 0.5.1 computes it, to compare with published figures.
-
-    It ignores propensities and moves with the base rate (at one effect surface .088 at 5% and .027 at 20%): never
-    compare it across data sets or retrainings; use `rate`.
-
-    Args:
-        outcome: shape (n,), 0 or 1.
-        score: shape (n,).
-        message: shape (n,), 1 = message, 0 = control.
-    """
-    outcome, message = read_array(outcome, "outcome", "0 and 1"), read_array(message, "message", "0 and 1")
-    score, message, _ = _checked(score, message, None, 0.05)
-    for name, values in (("outcome", outcome), ("message", message)):
-        if values.shape != score.shape or set(np.unique(values)) != {0.0, 1.0}:
-            raise DataError(f"{name} has {len(np.unique(values))} values in {values.shape}; expected 0 and 1, both")
-    actual, perfect = (_sklift_area(outcome, ranking, message) for ranking in (score, outcome * (2 * message - 1)))
-    return float(actual / perfect)
-
-
-def _sklift_area(outcome: np.ndarray, ranking: np.ndarray, message: np.ndarray) -> float:
-    """Area between scikit-uplift's Qini curve of a ranking and the straight line to its end."""
-    order = np.argsort(ranking, kind="stable")[::-1]
-    last = np.r_[np.flatnonzero(np.diff(ranking[order])), len(order) - 1]
-    y, t = outcome[order], message[order]
-    n, n_message = last + 1.0, np.cumsum(t)[last]
-    n_control = n - n_message
-    ratio = np.divide(n_message, n_control, out=np.zeros_like(n), where=n_control > 0)
-    curve = np.cumsum(y * t)[last] - np.cumsum(y * (1 - t))[last] * ratio
-    return float(np.trapezoid(np.r_[0, curve], np.r_[0, n]) - n[-1] * curve[-1] / 2)
 
 
 def _checked(

@@ -18,7 +18,7 @@ import pandas as pd
 from campaign import DataError
 from models.cells import Kinds
 from models.decision_log import Outcome, read_sample
-from models.estimators import ESTIMATORS, Sample, effect_scores
+from models.estimators import ESTIMATORS, Sample
 from models.inputs import check_alpha, check_columns, check_names, read_features, read_levels
 from models.log_checks import cluster_sums
 from models.nuisance import arm_means, cross_fit
@@ -193,31 +193,6 @@ def _width(policy: Any) -> int:
     except ValueError:  # rows of different lengths: `resolve` says so
         return 0
     return int(shape[1]) if len(shape) == 2 else 0
-
-
-def effect_table(
-    log: pd.DataFrame,
-    outcomes: Sequence[Outcome],
-    *,
-    arm: str = "arm",
-    propensity: str = "propensity",
-    cluster: str | None = "user_id",
-    features: pd.DataFrame | Sequence[str] | None = None,
-    mu_hat: np.ndarray | None = None,
-    costs: Sequence[float] | None = None,
-) -> np.ndarray:
-    """Doubly robust effect score of each row, message arm and outcome: what curves and segment means are made of.
-
-    Args as in `evaluate`.
-
-    Returns: shape (n, n_arms - 1, n_outcomes + 1): effect against control in the outcome's unit; the last is the
-        weighted reward less the arm's cost. The mean over any users is unbiased for their mean uplift.
-    """
-    sample, _ = prepare(log, {}, outcomes, arm, propensity, cluster, ["dr"], features, mu_hat, costs)
-    y = (sample.outcome + sample.shift[:, None]).T
-    scores = effect_scores(y, sample.arm, sample.propensity, np.asarray(sample.mu_hat))
-    weighted = scores @ np.array([o.weight for o in outcomes]) - (sample.costs[1:] - sample.costs[0])
-    return np.concatenate([scores, weighted[..., None]], axis=2)
 
 
 def _check_options(

@@ -17,7 +17,6 @@ from models.inputs import (
     check_number,
     is_number,
     read_arms,
-    read_array,
     read_features,
     read_levels,
     read_numbers,
@@ -90,20 +89,6 @@ def require_valid(checks: pd.DataFrame) -> None:
     if len(failed):
         lines = [f"{row['check']}: {row['detail']}" for row in failed.to_dict("records")]
         raise DataError("the decision log fails " + "; ".join(lines))
-
-
-def sample_ratio(counts: Sequence[int], shares: Sequence[float]) -> tuple[float, float]:
-    """Chi-square test that units were split by `shares`; returns statistic and p value.
-
-    >>> [round(x, 4) for x in sample_ratio([9100, 900], [0.9, 0.1])]
-    [11.1111, 0.0009]
-    """
-    observed, p = read_array(counts, "counts", "numbers"), read_array(shares, "shares", "numbers")
-    if observed.ndim != 1 or observed.shape != p.shape or observed.min() < 0 or observed.sum() <= 0 or p.min() <= 0:
-        raise DataError(f"counts == {counts!r}, shares == {shares!r}; expected as many counts >= 0 as shares > 0")
-    expected = observed.sum() * p / p.sum()
-    statistic = float(((observed - expected) ** 2 / expected).sum())
-    return statistic, float(chdtrc(len(observed) - 1, statistic))
 
 
 CHECK_COLUMNS = ["check", "status", "observed", "expected", "p_value", "detail"]

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from models.baselines import cross_fitted, fit_lightgbm_s, fit_lightgbm_t, fit_linear_t, fit_response
+from benchmarks.peers import fit_lightgbm_t
+from models.baselines import cross_fitted, fit_lightgbm_s, fit_linear_t, fit_response
 from models.decision_log import Outcome
 from models.spec import FitSpec
 

@@ -3,7 +3,7 @@ import pytest
 from scipy.stats import linregress
 
 from campaign import DataError
-from models.curves import calibration, compare_rate, gain_curve, heterogeneity, rate, sklift_qini
+from models.curves import calibration, compare_rate, gain_curve, heterogeneity, rate
 
 RNG = np.random.default_rng(0)
 X = RNG.random(5_000)
@@ -119,17 +119,6 @@ def test_heterogeneity_slope_is_the_regression_slope():
         assert np.isnan(heterogeneity(np.full(10, same), np.arange(10.0))["slope"].value)
 
 
-def test_sklift_qini_equals_scikit_uplift():
-    # value of sklift.metrics.qini_auc_score (0.5.1) on these rows; benchmarks/evaluation.py runs it afresh
-    rng = np.random.default_rng(3)
-    score, message = np.round(rng.random(400), 2), rng.integers(0, 2, 400)
-    outcome = (rng.random(400) < 0.2 + 0.3 * score * message).astype(float)
-    assert sklift_qini(outcome, score, message) == pytest.approx(SKLIFT, abs=1e-12)
-
-
-SKLIFT = 0.09128851265161411
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -188,8 +177,6 @@ def test_curves_say_what_is_wrong(curve, score, effect, options, message):
         (lambda: gain_curve(SCORE, LIFT, seed=-1), "seed == -1, must be an integer >= 0"),
         (lambda: calibration(SCORE, LIFT, bins=0), "bins == 0, must be an integer >= 1"),
         (lambda: compare_rate(SCORE, SCORE[:3], LIFT), r"score has shape \(3,\), effect \(50,\)"),
-        (lambda: sklift_qini(SCORE, SCORE, SCORE > 0.5), "outcome has 50 values .*; expected 0 and 1, both"),
-        (lambda: sklift_qini(SCORE > 0.3, SCORE, SCORE > -1), "message has 1 values .*; expected 0 and 1, both"),
     ],
 )
 def test_curves_say_which_option_is_wrong(call, message):

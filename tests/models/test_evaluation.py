@@ -5,7 +5,7 @@ from known_truth import World
 
 import models
 from models import LoggingPolicy, Outcome, RandomShare, SendAll, Threshold, TopShare, evaluate
-from models.evaluation import COLUMNS, effect_table
+from models.evaluation import COLUMNS
 
 Y = [Outcome("y", "binary")]
 BOTH = [Outcome("y", "binary", 12.0), Outcome("hours", "continuous", 0.5)]
@@ -147,13 +147,6 @@ def test_evaluate_a_fully_stochastic_policy_in_a_segment_uses_only_its_rows(log,
 def test_evaluate_keeps_missing_segment_values_apart(log):
     table = evaluate(log.assign(segment=log["segment"].where(log["segment"] == "a")), {}, Y, segments=["segment"])
     assert set(table["segment"]) == {"", "segment=missing", "segment=a"}
-
-
-def test_effect_table_means_are_differences_to_control(log):
-    effects = effect_table(log, BOTH, features=["x"], costs=[0.0, 0.05])
-    table = evaluate(log, {}, BOTH, features=["x"], costs=[0.0, 0.05], estimators=["dr"])
-    found = table[(table["policy"] == "send_all") & (table["baseline"] == "send_none")]
-    np.testing.assert_allclose(effects.mean(axis=0)[0], found["value"], atol=1e-12)
 
 
 BAD = [
