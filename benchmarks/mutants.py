@@ -33,6 +33,7 @@ TESTS = {
     "models/own_cut.py": "test_choice test_report",
     "models/choice.py": "test_choice test_evaluation_inputs",
     "models/curves.py": "test_curves",
+    "models/policy.py": "test_policy test_evaluation",
     "models/propensities.py": "test_propensities test_frame",
 }
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
@@ -88,37 +89,47 @@ def change(node: ast.AST) -> None:
         node.op = SWAPS[type(node.op)]()
 
 
-def survives(file: str, index: int) -> tuple[bool, str]:
-    """Whether the tests of a file pass with its change number `index`; and the change as before -> after."""
+def mutant(file: str, index: int) -> tuple[str, str]:
+    """Source of a file with its change number `index`, and the change in words."""
     source = (ROOT / file).read_text(encoding="utf-8")
     tree = ast.parse(source)
     node = list(places(tree))[index]
     before, line = ast.unparse(node), node.lineno
     change(node)
     told = f"{file}:{line}: `{before}` became `{ast.unparse(node)}` in `{source.splitlines()[line - 1].strip()}`"
+    return ast.unparse(tree), told
+
+
+def survives(file: str, source: str) -> bool:
+    """Whether the tests of a file pass when it reads `source`."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        for name in ("bentos", "feature_repo", "models", "monitoring", "simulator", "tests"):
+        for name in ("benchmarks", "bentos", "docs", "feature_repo", "models", "monitoring", "simulator", "tests"):
             shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("data", "__pycache__"))
         for name in ("campaign.py", "campaign.toml", "pipeline.py", "pyproject.toml"):
             shutil.copy(ROOT / name, root / name)
-        (root / file).write_text(ast.unparse(tree), encoding="utf-8")
+        (root / file).write_text(source, encoding="utf-8")
         tests = [f"tests/models/{name}.py" for name in TESTS[file].split()]
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-m", "not slow", "-p", "no:cacheprovider", *tests]
         environ = os.environ | {"PYTHONPATH": scratch, "PYTHONDONTWRITEBYTECODE": "1"}
         done = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True, check=False)
         if done.returncode not in (0, 1, 2):
-            raise RuntimeError(f"{told}: pytest ended with {done.returncode}: {done.stdout[-2000:]}")
-    return done.returncode == 0, told
+            raise RuntimeError(f"{file}: pytest ended with {done.returncode}: {done.stdout[-2000:]}")
+    return done.returncode == 0
 
 
 def main(number: int, seed: int) -> None:
     """Draw the changes, try each, and write down what survived."""
     counts = {file: len(list(places(ast.parse((ROOT / file).read_text(encoding="utf-8"))))) for file in TESTS}
     every = [(file, index) for file, count in counts.items() for index in range(count)]
+    drawn = random.Random(seed).sample(every, number)
+    for file in sorted({file for file, _ in drawn}):
+        if not survives(file, ast.unparse(ast.parse((ROOT / file).read_text(encoding="utf-8")))):
+            raise RuntimeError(f"{file}: its tests fail on the code as it is, so they would notice anything")
     left = []
-    for file, index in random.Random(seed).sample(every, number):
-        alive, told = survives(file, index)
+    for file, index in drawn:
+        source, told = mutant(file, index)
+        alive = survives(file, source)
         print(f"{'SURVIVED' if alive else 'killed'} {told}", flush=True)
         left += [told] if alive else []
     lines = [
