@@ -105,4 +105,6 @@ def train_against(
     """Train a challenger, from scratch and on from the champion where there is one."""
     tag = champion_tag()
     champion = NumpyModel.load(model_path(tag)) if tag else None
-    return train_challenger(campaign, as_of, data, finish=finish, progress=progress, champion=champion, since=since)
+    return train_challenger(
+        campaign, as_of, data, finish=finish, progress=progress, champion=champion, since=since, page=page
+    )
