@@ -23,6 +23,7 @@ from campaign import Campaign, ModelError
 from feature_repo.contracts import MEANING, REASONS
 from models.explain import BACKGROUND, explain
 from models.forward import NumpyModel
+from models.words import number
 
 SHOWN = 10  # features listed one by one
 NO_THRESHOLD = 1e300  # thresholds from here on send nothing
@@ -195,7 +196,7 @@ def told(value: float | str | None) -> str:
         return "not known"
     if isinstance(value, str):
         return value
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{round(value, 6):.4g}"
+    return number(round(value, 6), 4)
 
 
 def _plain(value: float | str | None) -> float | str | None:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from models.explain import Explanation
+from models.words import number
 
 
 def drivers(explained: Explanation, columns: Mapping[str, np.ndarray]) -> pd.DataFrame:
@@ -40,9 +41,9 @@ def _groups(column: np.ndarray) -> list[tuple[str, str, np.ndarray]]:
         unknown = np.isnan(column)
         low, high = np.quantile(column[~unknown], [1 / 3, 2 / 3]) if not unknown.all() else (0.0, 0.0)
         groups = [
-            ("low", f"up to {low:.3g}", column <= low),
-            ("middle", f"{low:.3g} to {high:.3g}", (column > low) & (column <= high)),
-            ("high", f"above {high:.3g}", column > high),
+            ("low", f"up to {number(low)}", column <= low),
+            ("middle", f"{number(low)} to {number(high)}", (column > low) & (column <= high)),
+            ("high", f"above {number(high)}", column > high),
         ]
     groups.append(("not known", "not known", unknown))
     return [group for group in groups if group[2].any()]

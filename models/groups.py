@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from models.curves import mean_effect
+from models.words import number
 
 MIN_SHARE = 0.04  # of users in a leaf
 MIN_ROWS = 20
@@ -86,10 +87,5 @@ def leaf_rules(tree: Any, names: list[str]) -> dict[int, str]:
 
 def _words(name: str, low: float, high: float) -> str:
     if low == -np.inf:
-        return f"{name} <= {_number(high)}"
-    return f"{name} > {_number(low)}" if high == np.inf else f"{_number(low)} < {name} <= {_number(high)}"
-
-
-def _number(value: float) -> str:
-    """Three digits, and never an exponent for a large one."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        return f"{name} <= {number(high)}"
+    return f"{name} > {number(low)}" if high == np.inf else f"{number(low)} < {name} <= {number(high)}"

@@ -24,7 +24,7 @@ def effective_rows(arm_counts: Sequence[int] | np.ndarray) -> float:
     """1 / sum over arms of (1/n_arms)^2 / n_arm: the rows that a difference between arms rests on.
 
     >>> round(effective_rows([2800, 37200]))
-    10418
+    10416
     """
     arms = len(arm_counts)
     return 1 / sum((1 / arms) ** 2 / max(count, 1) for count in arm_counts)

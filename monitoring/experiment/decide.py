@@ -12,6 +12,7 @@ from typing import Literal, TypedDict
 
 import numpy as np
 
+from models.words import number
 from monitoring.experiment.look import Look
 from monitoring.experiment.plan import ExperimentPlan
 from monitoring.experiment.stats import holm
@@ -173,12 +174,9 @@ def _improvement(row: Row) -> float:
 
 def amount(kind: str, value: float, *, signed: bool = True) -> str:
     """A value in the metric's unit for people: percentage points for a binary metric."""
-    sign = "+" if signed else ""
     if math.isnan(value):
         return "unknown"
-    if kind == "binary":
-        return f"{100 * value:{sign}.2f} pp"
-    return f"{value:{sign}.3g}" if abs(value) < 1000 else f"{value:{sign},.0f}"
+    return f"{100 * value:{'+' if signed else ''}.2f} pp" if kind == "binary" else number(value, signed=signed)
 
 
 def level(value: float) -> str:
