@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -47,7 +47,12 @@ def examine(now: datetime) -> list[Finding]:
     Args:
         now: the clock that decisions are made by.
     """
-    return [_safely(part, check, now) for part, check in CHECKS.items()]
+    findings: list[Finding] = []
+    for part, check in CHECKS.items():
+        finding = _safely(part, check, now)
+        same = [f.part for f in findings if f.verdict != "ok" and (f.found, f.fix) == (finding.found, finding.fix)]
+        findings.append(replace(finding, found=f"waits for {same[0]}", fix="") if same else finding)
+    return findings
 
 
 def as_dicts(findings: list[Finding]) -> list[dict[str, Any]]:

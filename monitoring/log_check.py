@@ -68,7 +68,7 @@ def check_logs(
     with TemporaryDirectory(dir=data, prefix=".check-") as scratch:
         readings = convert(files, log_map, campaign.arm_names, Path(scratch), progress)
         readings += _link(data, Path(scratch), log_map)
-        return list(_findings(Logs(Path(scratch), tuple(readings)), campaign, log_map, now))
+        return list(_findings(Logs(Path(scratch), tuple(readings)), data, campaign, log_map, now))
 
 
 def _link(data: Path, scratch: Path, log_map: LogMap) -> Iterator[Reading]:
@@ -107,9 +107,13 @@ def _rows(path: Path) -> int:
     return int(found[0]) if found else 0
 
 
-def _findings(logs: Logs, campaign: Campaign, log_map: LogMap, now: datetime) -> Iterator[Finding]:
+def _findings(logs: Logs, data: Path, campaign: Campaign, log_map: LogMap, now: datetime) -> Iterator[Finding]:
     mapped = ", ".join(log_map.tables) or "nothing: logs are what lies under data/logs"
     yield Finding("logs.toml", "ok", f"{log_map_path()} maps {mapped}")
+    if not logs.readings:
+        fix = "map yours in logs.toml (docs/logs.md); or tactful simulate, which writes those of a stand-in platform"
+        yield Finding("logs", "mend", f"none under {data}, and logs.toml maps none", fix)
+        return
     for table in (*LOGS, "decisions"):
         yield _table(logs, table, campaign, now)
     if logs.files("users"):

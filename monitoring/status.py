@@ -56,17 +56,26 @@ def _last_week(folder: Path) -> dict[str, Any] | None:
     return {"week": decision["week"], "action": decision["action"], "reasons": decision["reasons"]}
 
 
+# what is not there yet -> the command that makes it
+NEXT = {
+    "champion": "none yet -> tactful train, then tactful promote",
+    "features": "none yet -> tactful features",
+    "online store": "empty -> feast -c feature_repo apply, then feast -c feature_repo materialize-incremental TIME",
+    "last verdict": "none yet -> tactful monitor",
+    "decided today": "nothing -> bentoml serve answers; tactful doctor says what is missing",
+}
+
+
 def status_text(found: dict[str, Any]) -> str:
-    """The same for a person."""
+    """The same for a person; where there is nothing yet, the command that makes it."""
     week, today = found["last_week"], found["decisions_today"]
-    nothing = "none yet"
     rows = {
         "campaign": found["campaign"],
-        "champion": f"{found['champion']} since {found['champion_since'][:16]}" if found["champion"] else nothing,
+        "champion": f"{found['champion']} since {found['champion_since'][:16]}" if found["champion"] else None,
         "challenger": found["challenger"] or "none",
-        "features": f"snapshots to {found['features_day']}" if found["features_day"] else nothing,
-        "online store": f"filled to {found['materialized_until']}" if found["materialized_until"] else nothing,
-        "last verdict": f"{week['week']}: {week['action']}" if week else nothing,
-        "decided today": ", ".join(f"{n:,} {reason}" for reason, n in today.items()) or "nothing",
+        "features": f"snapshots to {found['features_day']}" if found["features_day"] else None,
+        "online store": f"filled to {found['materialized_until']}" if found["materialized_until"] else None,
+        "last verdict": f"{week['week']}: {week['action']}" if week else None,
+        "decided today": ", ".join(f"{n:,} {reason}" for reason, n in today.items()),
     }
-    return "\n".join(f"{name:<14} {value}" for name, value in rows.items())
+    return "\n".join(f"{name:<14} {value or NEXT[name]}" for name, value in rows.items())

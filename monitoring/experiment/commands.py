@@ -36,7 +36,11 @@ def plan_experiment(
     ] = None,
     effect: Annotated[
         list[str] | None,
-        typer.Option(metavar="METRIC=VALUE", help="Absolute effect to plan for, instead of the offline forecast."),
+        typer.Option(
+            metavar="METRIC=VALUE",
+            help="Absolute effect to plan for, instead of the offline forecasts of all metrics; may be repeated. "
+            "Metrics that are not named count as unchanged.",
+        ),
     ] = None,
     share: Annotated[float, typer.Option(help="Share of users outside holdout and exploration that take part.")] = 0.5,
     ramp: Annotated[float, typer.Option(help="Part of that share enrolled at the start; `change` raises it.")] = 1.0,
@@ -76,6 +80,13 @@ def plan_experiment(
         return
     print_frame(planned.table)
     print_frame(pd.DataFrame([f.model_dump() for f in experiment.forecast]).drop(columns="model_tag"))
+    unchanged = [metric.name for metric in planned.plan.metric if metric.name not in _numbers_by_name(effect)]
+    if effect and unchanged:
+        out.print(
+            f"planned for {', '.join(effect)}, and no change of {', '.join(unchanged)} (not the forecast above); name "
+            "them with --effect too if you expect one",
+            soft_wrap=True,
+        )
     out.print(
         f"{planned.users:,} users in {len(experiment.variants)} variants, read after {planned.days} days: a candidate "
         f"this good ships with probability {planned.ship_probability:.2f}\n{experiment.text()}\n"

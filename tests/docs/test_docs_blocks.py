@@ -95,6 +95,7 @@ def test_tutorial_runs_from_a_fresh_checkout(tmp_path):
     assert '"reason": "unknown_user"' in printed
     assert "What moved the score" in printed
     assert "exit code" in printed
+    assert "planned for subscription=0.03, and no change of retention, listening" in printed
 
 
 @pytest.mark.slow

@@ -299,6 +299,14 @@ def test_check_reads_logs_of_our_own_form(exported, monkeypatch):
     assert 0 < kept < len(log)
 
 
+def test_check_of_nothing_says_where_to_begin(tmp_path, monkeypatch):
+    monkeypatch.delenv("TACTFUL_LOGS", raising=False)
+    found = verdicts(tmp_path)
+    assert [f.verdict for f in found.values()] == ["ok", "mend"]
+    assert found["logs"].found == f"none under {tmp_path}, and logs.toml maps none"
+    assert "tactful simulate" in found["logs"].fix
+
+
 SENDS = """timezone = "Asia/Tokyo"
 [users]
 files = "u.csv"
