@@ -19,7 +19,6 @@ import io
 import json
 import os
 import time
-from collections import Counter
 from contextlib import redirect_stdout
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -547,7 +546,7 @@ def run(
             _require_promotion(users)
     with step("decisions", **world) as needed:
         if needed:
-            _serve_a_day(last)
+            _decide_for_a_day(last)
             compact()
     with step("score", **world, champion=required_champion()) as needed:
         if needed:
@@ -576,50 +575,36 @@ def _require_promotion(users: int) -> None:
     )
 
 
-def _serve_a_day(day: date) -> None:
-    """`bentoml serve`, and a day's users ask it over HTTP: what a client of the platform would do."""
-    import httpx
-
-    from bentos.serve import serving
+def _decide_for_a_day(day: date) -> None:
+    """`bentoml serve`, and a day's users ask it over HTTP."""
+    from bentos.serve import ask_over_http
+    from feature_repo.store import users_of
     from models.splits import hash_unit
 
-    users = _user_ids(day)
+    users = users_of(data_dir() / "features", day)
     due = [user for user, u in zip(users, hash_unit("a day of four weeks", users), strict=True) if u < 1 / 28]
-    reasons: Counter[str] = Counter()
-    # a patient client: 500 users a request on a machine that may be busy
-    environ = {"TACTFUL_NOW": f"{day}T00:00:00+00:00", "TACTFUL_FEATURE_SECONDS": "20"}
-    with serving(data_dir() / "service.log", environ=environ) as url:
-        for start in range(0, len(due), 500):
-            body = {"user_ids": due[start : start + 500], "context": {"hour": 12, "surface": "home"}}
-            answer = httpx.post(f"{url}/decide", json=body, timeout=30).raise_for_status().json()
-            reasons.update(decision["reason"] for decision in answer["decisions"])
+    reasons = ask_over_http(due, day, data_dir() / "service.log")
     counted = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
     out.print(f"service: decided about {len(due):,} users: {counted}", soft_wrap=True)
 
 
 def _print_result(tag: str) -> None:
     """A model's values with intervals, the truth beside them, and where the reports are."""
-    import pandas as pd
     from rich.table import Table
 
-    from models.oracle import compare_with_truth
+    from models.oracle import read_comparison
 
     campaign = load_campaign()
     folder = data_dir() / "reports" / tag.replace(":", "-")
-    frame = pd.read_parquet(folder / "frame.parquet")
-    held_out, truth = frame[frame["split"] == "evaluate"], pd.read_parquet(data_dir() / "truth")
-    # a policy may be called "None"; the difference of two equal policies has no interval
-    numbers = {column: [""] for column in ("value", "se", "ci_lower", "ci_upper")}
-    values = pd.read_csv(folder / "values.csv", keep_default_na=False, na_values=numbers)
-    rows = compare_with_truth(campaign, held_out, values, truth)
-    table = Table(title=f"{campaign.name}: EUR per user and window, {(frame['split'] == 'evaluate').sum():,} decisions")
+    rows, decisions = read_comparison(campaign, folder, data_dir() / "truth")
+    table = Table(title=f"{campaign.name}: EUR per user and window, {decisions:,} decisions")
     for column in ("policy", "messaged", "value", "95% interval", "true value"):
         table.add_column(column, justify="left" if column == "policy" else "right")
     for row in rows.to_dict("records"):
         interval = f"{row['ci_lower']:.3f} to {row['ci_upper']:.3f}"
-        share = "" if pd.isna(row["share"]) else f"{row['share']:.0%}"
-        true = "" if pd.isna(row["true_value"]) else f"{row['true_value']:.3f}"
-        table.add_row(row["policy"], share, f"{row['value']:.3f}", interval, true)
+        share, true = row["share"], row["true_value"]
+        known = ("" if share != share else f"{share:.0%}", "" if true != true else f"{true:.3f}")  # NaN: not known
+        table.add_row(row["policy"], known[0], f"{row['value']:.3f}", interval, known[1])
     out.print(table)
     out.print(f"model report:   {folder / 'report.html'}", soft_wrap=True)
     for week in sorted((data_dir() / "monitoring").glob("*-W*"))[-1:]:
@@ -637,16 +622,6 @@ def _world_end(users: int, days: int, seed: int) -> date:
         if (world["users"], world["days"], world["seed"]) == (users, days, seed):
             return date.fromisoformat(world["end"])
     return now().date()
-
-
-def _user_ids(day: date) -> list[str]:
-    """Users of a snapshot, in order."""
-    import pyarrow.dataset as ds
-
-    column = (
-        ds.dataset(data_dir() / "features" / f"date={day}", format="parquet").to_table(columns=["user_id"]).column(0)
-    )
-    return sorted(column.unique().to_pylist())
 
 
 if __name__ == "__main__":

@@ -8,8 +8,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 
 import httpx
@@ -37,6 +39,22 @@ def serving(log_file: Path, environ: Mapping[str, str] | None = None, *, ready: 
         yield url
     finally:
         stop(process)
+
+
+def ask_over_http(users: Sequence[str], day: date, log_file: Path) -> Counter[str]:
+    """Serve for a while, and ask about these users at the first moment of a day, as a client of the platform would.
+
+    Returns: how many users got each reason.
+    """
+    reasons: Counter[str] = Counter()
+    # a patient client: 500 users a request on a machine that may be busy
+    environ = {"TACTFUL_NOW": f"{day}T00:00:00+00:00", "TACTFUL_FEATURE_SECONDS": "20"}
+    with serving(log_file, environ) as url:
+        for first in range(0, len(users), 500):
+            body = {"user_ids": users[first : first + 500], "context": {"hour": 12, "surface": "home"}}
+            answer = httpx.post(f"{url}/decide", json=body, timeout=30).raise_for_status().json()
+            reasons.update(decision["reason"] for decision in answer["decisions"])
+    return reasons
 
 
 def start(

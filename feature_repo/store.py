@@ -143,6 +143,12 @@ def newest_snapshot(features: Path) -> date:
     return max(days)
 
 
+def users_of(features: Path, day: date) -> list[str]:
+    """Users of the snapshot of a day, in order."""
+    file = features / f"date={day}" / "snapshot.parquet"
+    return sorted(pq.read_table(file, columns=["user_id"]).column(0).to_pylist())
+
+
 def snapshot_file(store: FeatureStore, day: date) -> Path:
     """The snapshot of a day.
 

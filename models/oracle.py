@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
@@ -9,6 +11,16 @@ from campaign import Campaign
 from models.challenger import evaluation_log, evaluation_outcomes, headline
 from models.evaluation import evaluate
 from models.predictions import mu_hat_of
+
+
+def read_comparison(campaign: Campaign, report: Path, truth: Path) -> tuple[pd.DataFrame, int]:
+    """`compare_with_truth` of a report's folder and the folder of the truth; and how many decisions it rests on."""
+    frame = pd.read_parquet(report / "frame.parquet")
+    held_out = frame[frame["split"] == "evaluate"]
+    # a policy may be called "None"; the difference of two equal policies has no interval
+    numbers = {column: [""] for column in ("value", "se", "ci_lower", "ci_upper")}
+    values = pd.read_csv(report / "values.csv", keep_default_na=False, na_values=numbers)
+    return compare_with_truth(campaign, held_out, values, pd.read_parquet(truth)), len(held_out)
 
 
 def compare_with_truth(
