@@ -31,7 +31,7 @@ from campaign import ROOT, data_dir
 WIDTHS = (1400, 390)
 SCHEMES = ("light", "dark")
 TALLEST = 6000  # pixels; what is below is left out of a picture
-README = {"report": (1000, 1100), "operator": (1000, 1100)}  # width and height
+README = {"report": (1000, 760), "operator": (1000, 760)}  # width and height
 
 
 class Tab:

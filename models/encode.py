@@ -26,7 +26,6 @@ BINS = 32  # quantile bins of a numeric column; code BINS is "missing"
 KNOTS = 201  # of the quantile-normal transform; its outer levels .001 and .999 clip at +-3.09 sd
 MAX_CATEGORIES = 64
 MIN_CATEGORY_ROWS = 20  # rarer levels are one level with everything unseen
-OCTILES = range(BINS // 8 - 1, BINS - 1, BINS // 8)
 
 
 class Encoded(NamedTuple):
