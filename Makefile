@@ -20,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Two tests at a time, each file in one process: fixtures are shared within a file.
 PYTEST := $(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test test-spark check coverage audit docs bench serve ui clean $(VENV) $(SPARK)
+.PHONY: run test test-spark test-docs check coverage audit docs bench serve ui clean $(VENV) $(SPARK)
 
 # The stamp is written last: an installation that was killed half-way is begun anew.
 INSTALLED := $(VENV)/.installed
@@ -57,6 +57,10 @@ test: $(INSTALLED)
 # Spark against DuckDB, value by value; needs Java 17 (Debian: apt-get install openjdk-17-jre-headless).
 test-spark: $(SPARK_INSTALLED)
 	$(SPARK)/bin/python -m pytest tests/spark
+
+# Every command of README and docs/, page by page, on small platforms.
+test-docs: $(INSTALLED)
+	$(BIN)/python -m pytest -m slow tests/docs
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
