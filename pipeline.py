@@ -36,7 +36,7 @@ from campaign import Campaign, DataError, ModelError, data_dir, load_campaign, n
 from models.registry import read_pointer, required_champion
 from monitoring import logs
 from monitoring.experiment.commands import app as experiment_app
-from monitoring.terminal import DATE, JsonOption, alone, answer, bar, err, out, print_frame, run_app, step
+from monitoring.terminal import DATE, JsonOption, alone, answer, bar, busy, err, out, print_frame, run_app, step
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,7 +199,8 @@ def materialize() -> None:
     with step("materialize", **inputs, definitions=definitions_hash()) as needed:
         if needed:
             apply()
-            with redirect_stdout(io.StringIO()):  # Feast's own progress is about views, not about us
+            # Feast's own progress is about views, not about us
+            with busy("filling the online store"), redirect_stdout(io.StringIO()):
                 write_online(open_store(), newest)
     out.print(f"online store: features of {newest}")
 
@@ -271,7 +272,7 @@ def promote(
     """
     from monitoring.promotion import changing_champion, promote_challenger
 
-    with changing_champion(data_dir()):
+    with busy("judging the challenger"), changing_champion(data_dir()):
         verdict = promote_challenger(load_campaign(), data_dir(), tag, force=force, now=now())
     answer(as_json, verdict.summary(), verdict.text())
 
@@ -300,7 +301,8 @@ def compact() -> None:
     """
     from bentos.decision_log import compact as compact_log
 
-    done = compact_log(data_dir() / "decision_log", data_dir() / "decisions")
+    with busy("compacting"):
+        done = compact_log(data_dir() / "decision_log", data_dir() / "decisions")
     for path in done.damaged:
         told = f"damaged line in the decision log; what stood before it was taken, the file is now {path}"
         err.print(f"{told}: mend the line by hand or leave it", style="yellow", soft_wrap=True)
@@ -340,7 +342,8 @@ def explain(
     """
     from bentos.explain import explain_user
 
-    told = explain_user(user, load_campaign(), hour=hour, surface=surface, now=now())
+    with busy("explaining"):
+        told = explain_user(user, load_campaign(), hour=hour, surface=surface, now=now())
     answer(as_json, told.as_dict(), told.text())
 
 
@@ -374,8 +377,9 @@ def _monitor(day: date | None) -> Decision:
 
     end = logs.end()
     last_whole_week = end.date() - timedelta(days=end.isoweekday())
-    inputs = weekly_inputs(load_campaign(), data_dir(), day or last_whole_week, end)
-    return run_week(inputs, data_dir() / "monitoring")
+    with busy("judging the week"):
+        inputs = weekly_inputs(load_campaign(), data_dir(), day or last_whole_week, end)
+        return run_week(inputs, data_dir() / "monitoring")
 
 
 @monitor_app.command("calibrate")
@@ -491,7 +495,8 @@ def predict(
     """
     from models.table import parse_weights, predict_table
 
-    rows = len(predict_table(model, frame, out_file, parse_weights(weight or [])))
+    with busy("predicting"):
+        rows = len(predict_table(model, frame, out_file, parse_weights(weight or [])))
     out.print(f"{rows:,} rows: {out_file}", soft_wrap=True)
 
 
@@ -583,7 +588,8 @@ def _decide_for_a_day(day: date) -> None:
 
     users = users_of(data_dir() / "features", day)
     due = [user for user, u in zip(users, hash_unit("a day of four weeks", users), strict=True) if u < 1 / 28]
-    reasons = ask_over_http(due, day, data_dir() / "service.log")
+    with busy("serving"):
+        reasons = ask_over_http(due, day, data_dir() / "service.log")
     counted = ", ".join(f"{n:,} {reason}" for reason, n in reasons.most_common())
     out.print(f"service: decided about {len(due):,} users: {counted}", soft_wrap=True)
 

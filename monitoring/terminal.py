@@ -99,6 +99,16 @@ def bar(title: str) -> Iterator[Callable[[int, int], None]]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+@contextmanager
+def busy(title: str) -> Iterator[None]:
+    """A sign of life for what takes seconds and cannot be counted; silent where the error stream is no terminal."""
+    if not err.is_terminal:
+        yield
+        return
+    with err.status(title):
+        yield
+
+
 def print_frame(table: pd.DataFrame) -> None:
     """A table as text, numbers with four digits."""
     text = table.to_string(index=False, float_format=lambda value: f"{value:.4g}", na_rep="")

@@ -83,3 +83,17 @@ def test_help_of_every_command():
         assert not sentence.endswith("..."), f"tactful {name}: {sentence}"
         for option in command.params:
             assert option.help or option.name == "help", f"tactful {name}: {option.name} has no help"
+
+
+def test_what_takes_long_shows_life_on_a_terminal_only():
+    code = "from monitoring.terminal import bar, busy\nwith busy('judging'), bar('reading'): pass"
+    command = [sys.executable, "-c", code]
+    on_terminal = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])", *command]
+    environ = {**os.environ, "TERM": "xterm", "PYTHONPATH": str(ROOT)}
+    quiet, drawn = (
+        subprocess.run(c, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True)
+        for c in (command, on_terminal)
+    )
+    assert quiet.stdout + quiet.stderr == ""
+    assert "judging" in drawn.stdout
+    assert "reading" in drawn.stdout

@@ -11,7 +11,7 @@ import typer
 from campaign import data_dir, load_campaign, now
 from models.registry import required_champion
 from monitoring import logs
-from monitoring.terminal import DATE, JsonOption, answer, out, print_frame
+from monitoring.terminal import DATE, JsonOption, answer, busy, out, print_frame
 
 app = typer.Typer(no_args_is_help=True, help="Plan and read a live A/B test.")
 
@@ -58,23 +58,25 @@ def plan_experiment(
     from monitoring.experiment.design import plan_for_champion
     from monitoring.experiment.file import Variant
 
-    experiment, planned = plan_for_champion(
-        load_campaign(),
-        data_dir(),
-        required_champion(),
-        name,
-        Variant(name=baseline, policy=baseline, share=0.5, rule=_values_by_name(rule)),
-        ladder=ladder,
-        thresholds=threshold or (),
-        weights=_numbers_by_name(weight),
-        effects=_numbers_by_name(effect),
-        share=share,
-        starts_at=starts.replace(tzinfo=UTC) if starts else now(),
-        as_of=logs.end(),
-        looks=looks,
-        power=power,
-        ramp=ramp,
-    )
+    end = logs.end()
+    with busy("planning"):
+        experiment, planned = plan_for_champion(
+            load_campaign(),
+            data_dir(),
+            required_champion(),
+            name,
+            Variant(name=baseline, policy=baseline, share=0.5, rule=_values_by_name(rule)),
+            ladder=ladder,
+            thresholds=threshold or (),
+            weights=_numbers_by_name(weight),
+            effects=_numbers_by_name(effect),
+            share=share,
+            starts_at=starts.replace(tzinfo=UTC) if starts else now(),
+            as_of=end,
+            looks=looks,
+            power=power,
+            ramp=ramp,
+        )
     if as_json:
         answer(True, {**planned.to_dict(), "experiment": experiment.model_dump(mode="json")}, "")
         return
@@ -161,7 +163,9 @@ def read_experiment(
         names = (asked.unit, asked.variant, asked.exposure, *asked.segments)
         readout = read(read_table(frame, as_written=[column for column in names if column]), asked)
     elif name is not None and frame is None and plan is None:
-        readout = read_live(load_campaign(), data_dir(), name, logs.end(), triggered=triggered)
+        end = logs.end()
+        with busy("reading"):
+            readout = read_live(load_campaign(), data_dir(), name, end, triggered=triggered)
     else:
         raise typer.BadParameter("give the name of a planned experiment, or --frame FRAME with --plan PLAN.toml")
     answer(as_json, readout.to_dict(), markdown(readout, name or frame.stem))  # type: ignore[union-attr]
