@@ -23,7 +23,7 @@ from scipy.stats import norm
 
 from campaign import Campaign, DataError
 from models.estimators import dr_scores
-from monitoring.realised import MIN_ARM_ROWS, fit_line, mean_and_se, uplifts
+from monitoring.uplift_line import MIN_ARM_ROWS, fit_line, mean_and_se, uplifts
 
 ALPHA = 0.05  # one-sided
 WORTH = 0.10  # of the champion's gain over sending nothing: the improvement for which the power is stated
@@ -78,7 +78,7 @@ def judge(
 
     Args:
         frame: decisions that neither model was trained on: user_id, arm, propensity, `y_<outcome>`, segment columns,
-            and the challenger's predictions (see `monitoring.realised.uplifts`).
+            and the challenger's predictions (see `monitoring.uplift_line.uplifts`).
         policies: arm of each row, shape (n,), integer: "challenger", "champion" (left out when there is none), and
             any baselines, such as "linear_t_learner" and "response". Send-none is added.
         mu_hat: shape (n, n_arms, n_outcomes), predictions that did not see the row, for the doubly robust scores.

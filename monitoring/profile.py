@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from campaign import Campaign, DataError
-from monitoring.realised import reference_lines
+from monitoring.uplift_line import reference_lines
 
 SCHEMA = 1
 QUANTILES = np.linspace(0.001, 0.999, 101)
@@ -93,7 +93,7 @@ def build_profile(
     Args:
         frame: matured training decisions: features, the columns of `models.predictions.prediction_columns`,
             arm, propensity, `y_<outcome>`, and `split`: rows outside "train" tell how well the promise holds
-            (`monitoring.realised.reference_lines`).
+            (`monitoring.uplift_line.reference_lines`).
         features: name -> "numeric" | "string".
         campaign: names of arms and outcomes.
         weeks: length of the time these decisions were taken in; gives the rows to expect in a week.

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -43,6 +44,7 @@ class Truth:
     new_market: float = 0.0  # share of users in a country the reference does not know
 
 
+@cache
 def campaign() -> Campaign:
     return load_campaign()
 
@@ -56,11 +58,13 @@ def make_frame(
     service: bool = True,
     policy: Callable[[np.ndarray], np.ndarray] | None = None,
     users: int | None = None,
+    randomised: tuple[float, float] | None = None,
 ) -> pd.DataFrame:
     """Decisions of one week with features, predictions (of a model that knows the truth of Truth()) and outcomes.
 
     `service`: decided by holdout, exploration and policy (`policy`: arms of scores; or the score's), else at random.
     `users`: draw the users among so many, so that some come back; else every row has its own.
+    `randomised`: shares of the holdout and of exploration; default the campaign's.
     """
     factors = rng.normal(size=(n, 6))
     moves = rng.normal(0, truth.wobble, len(NUMBERS)) if truth.wobble else np.zeros(len(NUMBERS))
@@ -77,7 +81,6 @@ def make_frame(
         columns[name] = np.array(values, dtype=object)[np.searchsorted(np.cumsum(p)[:-1], rng.random(n))]
     if truth.new_market:
         columns["country"] = np.where(rng.random(n) < truth.new_market, "IN", columns["country"])
-    frame = pd.DataFrame(columns)
     a, b, c = latent[:, 0], latent[:, 1], latent[:, 2]
     predicted = {"subscription": 0.012 + 0.07 * a, "retention": 0.012 + 0.12 * b, "listening": -0.5 + 2.5 * c}
     base = {  # so that every outcome's mean stays possible under both arms
@@ -85,16 +88,18 @@ def make_frame(
         "retention": 0.78 - 0.12 * np.maximum(b, 0),
         "listening": 9.0 + 5.0 * np.abs(c),
     }
-    return _with_decisions(frame, rng, predicted, base, truth, monday, service, policy, users)
+    return pd.DataFrame(
+        columns | _decisions(columns, rng, predicted, base, truth, monday, service, policy, users, randomised)
+    )
 
 
-def _with_decisions(frame, rng, predicted, base, truth, monday, service, policy, users):
-    n, setup = len(frame), campaign()
+def _decisions(features, rng, predicted, base, truth, monday, service, policy, users, randomised):
+    n, setup = len(features["country"]), campaign()
     arm_name = setup.arm_names[1]
     weights = dict(zip(setup.outcome_names, setup.weights, strict=True))
     score = sum(weights[o] * predicted[o] for o in weights) - setup.costs[1]
     policy_arm = (score > 0).astype(np.int64) if policy is None else policy(score)
-    h, e = setup.assignment.holdout_share, setup.assignment.exploration_share
+    h, e = randomised or (setup.assignment.holdout_share, setup.assignment.exploration_share)
     u, v = rng.random(n), rng.integers(0, 2, n)
     if service:
         layer = np.where(u < h, "holdout", np.where(u < h + e, "exploration", "policy"))
@@ -107,7 +112,7 @@ def _with_decisions(frame, rng, predicted, base, truth, monday, service, policy,
     start = pd.Timestamp(monday, tz="UTC")
     decided = (start + pd.to_timedelta(np.sort(rng.random(n)) * 7 * 86_400, unit="s")).as_unit("us")
     day = f"{monday:%y%m%d}-"
-    frame["decision_id"] = [f"{day}{i}" for i in range(n)]
+    frame = {"decision_id": [f"{day}{i}" for i in range(n)]}
     number = np.arange(n) if users is None else rng.integers(0, users, n)
     prefix = day if users is None else ""
     frame["user_id"] = [f"{prefix}u{i}" for i in number]
@@ -119,7 +124,7 @@ def _with_decisions(frame, rng, predicted, base, truth, monday, service, policy,
     frame["reason"] = "eligible"
     frame["model_tag"] = "tactful:0123456789ab" if service else ""
     frame["score"], frame["eligible_by_policy"] = score, policy_arm > 0
-    market = (frame["country"] == "IN").to_numpy() if truth.new_market else np.zeros(n, dtype=bool)
+    market = features["country"] == "IN" if truth.new_market else np.zeros(n, dtype=bool)
     level = np.exp(rng.normal(0, truth.wobble)) if truth.wobble else 1.0
     strength = truth.effect * (1 + (rng.normal(0, truth.wobble) if truth.wobble else 0.0))
     for o in weights:
@@ -131,7 +136,7 @@ def _with_decisions(frame, rng, predicted, base, truth, monday, service, policy,
         frame[f"uplift_{arm_name}_{o}"] = predicted[o]
         frame[f"mu_none_{o}"] = base[o]
         frame[f"y_{o}"] = y
-    return frame.copy()
+    return frame
 
 
 def make_profile(rng: np.random.Generator, n: int = 20_000, weeks: float = 2.0) -> dict:

@@ -9,17 +9,8 @@ from monitored import MONDAY, Truth, campaign, make_frame, make_profile
 from scipy.stats import chi2, norm
 
 from campaign import DataError
-from monitoring.realised import (
-    LOOKS_PER_YEAR,
-    REALISED_SHARE,
-    fit_line,
-    lines,
-    mean_and_se,
-    measure_realised,
-    reference_lines,
-    spend,
-    uplifts,
-)
+from monitoring.realised import LOOKS_PER_YEAR, REALISED_SHARE, measure_realised, spend
+from monitoring.uplift_line import fit_line, lines, mean_and_se, reference_lines, uplifts
 
 SETUP = campaign()
 
