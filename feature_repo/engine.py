@@ -28,6 +28,7 @@ from feast.infra.online_stores.sqlite import SqliteOnlineStore
 from feast.infra.registry.base_registry import BaseRegistry
 
 from campaign import StoreError
+from feature_repo.duck import connect
 from feature_repo.offline import is_parquet
 from feature_repo.values import encode, entity_keys
 from feature_repo.writers import Batch, Part, write_redis, write_sqlite
@@ -82,7 +83,7 @@ class StreamingEngine(LocalComputeEngine):
         try:
             with (
                 tempfile.TemporaryDirectory(prefix="tactful-") as spill,
-                duckdb.connect(config=self.duckdb_config | {"temp_directory": spill}) as con,
+                connect(**self.duckdb_config, temp_directory=spill) as con,
             ):
                 con.execute("SET TimeZone = 'UTC'")
                 for rows in _newest(con, tasks):

@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from campaign import home, read_toml, validated
 from feature_repo.checks import Column, Contract
 from feature_repo.contracts import LOGS
+from feature_repo.duck import connect
 
 Scalar = str | bool | int | float
 
@@ -190,7 +191,7 @@ def load_log_map() -> LogMap:
 
 def _check_zone(zone: str) -> None:
     try:
-        with duckdb.connect() as connection:
+        with connect() as connection:
             connection.execute("SET TimeZone = " + "'" + zone.replace("'", "''") + "'")
     except duckdb.Error as error:
         near = str(error).partition("Candidate time zones:")[2].strip()

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from campaign import DataError
 from feature_repo.checks import Contract
+from feature_repo.duck import connect
 from feature_repo.log_faults import problems_of
 from feature_repo.log_map import Decisions, LogMap, Source, Table, contract_of, log_map_path
 from feature_repo.log_sql import OwnFile, made_of_others, text, value_and_unread
@@ -53,7 +54,7 @@ def read_own(path: Path, name: str, log_map: LogMap, arms: tuple[str, ...], fold
     table = log_map.tables[name]
     contract = contract_of(name, arms)
     try:
-        with duckdb.connect(config={"threads": 1, "memory_limit": MEMORY, "temp_directory": str(folder)}) as con:
+        with connect(threads=1, memory_limit=MEMORY, temp_directory=str(folder)) as con:
             con.execute("SET TimeZone = " + text(table.timezone or log_map.timezone))
             own = OwnFile(path, name, table, contract, _sources(con, path, name, table, arms))
             rows, bad, problems = _convert(con, own)

@@ -22,6 +22,8 @@ from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_
 from feast.infra.registry.base_registry import BaseRegistry
 from ibis.expr.types import Table, Value
 
+from feature_repo.duck import QUIET
+
 
 class AsofDuckDBOfflineStoreConfig(DuckDBOfflineStoreConfig):
     """`offline_store` of feature_store.yaml."""
@@ -44,6 +46,7 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):
         filter_by_created_timestamp: bool = False,
     ) -> RetrievalJob:
         """Features as known at each row's event timestamp; executed when the job is asked for its rows."""
+        ibis.get_backend().raw_sql(QUIET)  # Feast's rows come through Ibis' default
         asked = (config, feature_views, feature_refs, entity_df, registry, project)
         flags = (full_feature_names, filter_by_created_timestamp)
         job: Any = DuckDBOfflineStore.get_historical_features(*asked, *flags)

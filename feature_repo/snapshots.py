@@ -25,6 +25,7 @@ from campaign import DataError, StoreError, now
 from feature_repo import aggregates
 from feature_repo.atomic import locked
 from feature_repo.contracts import LOGS
+from feature_repo.duck import connect
 from feature_repo.log_files import arrival, log_files, read_state, stale_days, stamps, write_state
 
 CHUNK_ROWS = 500_000  # users x days computed at once: bounds memory, whatever the range
@@ -158,9 +159,7 @@ def _only_builder(features_dir: Path) -> Iterator[Path]:
 
 
 def _connect(building: Path, threads: int, memory_limit: str) -> duckdb.DuckDBPyConnection:
-    con = duckdb.connect(
-        config={"threads": threads, "memory_limit": memory_limit, "temp_directory": str(building / "spill")}
-    )
+    con = connect(threads=threads, memory_limit=memory_limit, temp_directory=str(building / "spill"))
     con.execute("SET TimeZone = 'UTC'")  # else dates are those of the machine's zone
     return con
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from campaign import DataError, OutcomeSpec
+from feature_repo.duck import connect
 from feature_repo.log_files import log_files
 
 DAY = 86_400_000_000  # microseconds
@@ -69,7 +70,7 @@ def measure_outcomes(
     keys = pd.DataFrame({"row": np.arange(len(decisions)), "user_id": decisions["user_id"].to_numpy()})
     # microseconds since 1970: DuckDB needs its ICU extension for arithmetic on timestamps with a time zone
     keys["decided_at"] = decisions["decided_at"].to_numpy(dtype="datetime64[us]").astype(np.int64)
-    with duckdb.connect() as connection:
+    with connect() as connection:
         connection.register("decisions", keys)
         columns = {f"y_{o.name}": _measure(connection, logs_dir, o, as_of) for o in outcomes}
     return pd.DataFrame(columns, index=decisions.index)

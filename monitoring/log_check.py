@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from campaign import Campaign, DataError
 from feature_repo.contracts import DECISIONS, LOGS, Contract, check_file
+from feature_repo.duck import connect
 from feature_repo.log_files import arrival, log_files
 from feature_repo.log_map import LogMap, log_map_path
 from feature_repo.log_reader import Reading
@@ -100,7 +101,7 @@ def _decision_contract(path: Path) -> Contract:
 
 def _rows(path: Path) -> int:
     try:
-        with duckdb.connect() as connection:
+        with connect() as connection:
             found = connection.execute("SELECT count(*) FROM read_parquet($path)", {"path": str(path)}).fetchone()
     except duckdb.Error:  # no Parquet file: `check_file` says so
         return 0
@@ -162,7 +163,7 @@ def _absent(table: str, campaign: Campaign) -> Finding:
 
 def _span(files: list[str], column: str) -> tuple[datetime, datetime]:
     query = f"SELECT epoch_us(min({column})), epoch_us(max({column})) FROM read_parquet($files)"
-    with duckdb.connect() as connection:
+    with connect() as connection:
         first, last = connection.execute(query, {"files": files}).fetchone() or (0, 0)
     return datetime.fromtimestamp(first / 1e6, UTC), datetime.fromtimestamp(last / 1e6, UTC)
 
@@ -173,7 +174,7 @@ def _span(files: list[str], column: str) -> tuple[datetime, datetime]:
 def _strangers(logs: Logs) -> Finding:
     """Rows of users without a profile: no feature is made for them, so they count nowhere."""
     parts, users = [], set()
-    with duckdb.connect() as connection:
+    with connect() as connection:
         connection.execute(
             "CREATE TABLE known AS SELECT DISTINCT user_id FROM read_parquet($f)", {"f": logs.files("users")}
         )
@@ -219,7 +220,7 @@ def _decisions(logs: Logs, campaign: Campaign) -> Iterator[Finding]:
 
 def _repeated(logs: Logs) -> Finding:
     """Rows with the key of another count once; two arms at the same time are two decisions that the log mixes up."""
-    with duckdb.connect() as connection:
+    with connect() as connection:
         rows, keys, torn = connection.execute(
             "SELECT sum(n), count(*), count_if(arms > 1) FROM (SELECT count(*) AS n, count(DISTINCT arm) AS arms "
             "FROM read_parquet($f, union_by_name = true) GROUP BY decision_id)",
@@ -247,7 +248,7 @@ def _draw(kept: pd.DataFrame) -> Finding:
 
 def _had_profile(logs: Logs, decisions: pd.DataFrame) -> pd.Series:
     """Whether the snapshot of the decision's day has its user: a profile that was true, and here, on an earlier day."""
-    with duckdb.connect() as connection:
+    with connect() as connection:
         seen = connection.execute(
             "SELECT user_id, min(greatest(epoch_us(event_timestamp), epoch_us(created_timestamp)) // 86400000000) "
             "AS day FROM read_parquet($f) GROUP BY user_id",

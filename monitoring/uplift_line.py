@@ -166,5 +166,5 @@ def mean_and_se(values: np.ndarray, user: np.ndarray) -> tuple[float, float]:
     """Mean of the rows and its standard error, clustered by user."""
     mean = float(values.mean())
     by_user = np.bincount(user, values - mean) / len(values)
-    users = max(np.count_nonzero(np.bincount(user)), 2)
+    users = max(int(np.count_nonzero(np.bincount(user))), 2)
     return mean, float(np.sqrt(by_user @ by_user * users / (users - 1)))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
+import ibis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -67,6 +69,13 @@ def test_historical_features_equal_oracle(frame: pd.DataFrame, decisions: pd.Dat
         "expired": True,
         "unknown": True,
     }
+
+
+def test_historical_features_draw_no_bar(repo: Repo, decisions: pd.DataFrame) -> None:
+    backend: Any = ibis.get_backend()
+    backend.raw_sql("SET enable_progress_bar = true")  # as in a process whose main module is no file
+    historical_features(open_store(repo.path), decisions.head(3))
+    assert backend.raw_sql("SELECT current_setting('enable_progress_bar')").fetchone() == (False,)
 
 
 def test_historical_features_keep_rows_order_and_columns(

@@ -1,0 +1,18 @@
+"""DuckDB connections that print nothing.
+
+DuckDB draws a bar of its own into standard output, terminal or not, in every process whose main module is no file when
+DuckDB is imported: `python -c`, a notebook, a spawned worker (it imports its module first). Bars are the command's.
+"""
+
+from typing import Any
+
+import duckdb
+
+QUIET = "SET enable_progress_bar = false"  # no setting of duckdb.connect's `config`: DuckDB refuses it there
+
+
+def connect(**config: Any) -> duckdb.DuckDBPyConnection:
+    """A connection to a database in memory, with these settings."""
+    connection = duckdb.connect(config=config)
+    connection.execute(QUIET)
+    return connection
