@@ -90,9 +90,17 @@ def test_check_log_alarms_at_its_nominal_rate():
         log, _ = World(1_500, 0.2, decisions=5, seed=5).draw(r)
         for cluster in alarms:
             checks = check_log(log, cluster=cluster)
-            alarms[cluster] += (checks["status"] == "fail").any()
+            alarms[cluster] += (checks["p_value"] < 0.003).any()
     assert alarms["user_id"] <= 5
     assert alarms[None] >= 15
+
+
+@pytest.mark.parametrize(("more", "verdict"), [(70, "ok"), (80, "fail")])
+def test_check_log_share_fails_beyond_four_standard_errors(more, verdict):
+    """400 users at 1/2: a standard error is 10 users, so 35 and 40 too many are 3.5 and 4 of them."""
+    arm = np.repeat([1, 0], [200 + more // 2, 200 - more // 2])
+    log = pd.DataFrame({"user_id": np.arange(400), "arm": arm, "propensity": 0.5})
+    assert status(check_log(log))["share of arm 1"] == verdict
 
 
 @pytest.mark.parametrize(
