@@ -40,7 +40,9 @@ def gain_figure(curve: pd.DataFrame, share: float) -> str:
     figure.add_scatter(**band, y=curve["band_lower"], fill="tonexty", fillcolor="rgba(0,114,178,.18)", name="95% band")
     figure.add_scatter(x=curve["share"], y=curve["gain"], name="by score", line={"color": BLUE})
     figure.add_scatter(x=curve["share"], y=curve["random"], name="at random", line={"color": GREY, "dash": "dot"})
-    figure.add_vline(x=share, line_color=VERMILION, line_width=1, annotation_text="chosen")
+    figure.add_vline(
+        x=share, line_color=VERMILION, line_width=1, annotation_text="chosen", annotation_position="bottom right"
+    )
     figure.update_layout(
         xaxis_title="share of users messaged", yaxis_title="gain, EUR per user", xaxis_tickformat=".0%"
     )

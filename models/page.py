@@ -76,7 +76,7 @@ def figure_html(figure: Any, name: str) -> str:
         height=figure.layout.height or 340,
         xaxis_title_font_size=12,
         yaxis_title_font_size=12,
-        legend={"orientation": "h", "y": 1.12, "x": 0},
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},  # on a phone it grows upwards, off the plot
     )
     options = {"displayModeBar": False, "responsive": True}
     return str(figure.to_html(full_html=False, include_plotlyjs=False, config=options, div_id=name))
