@@ -68,11 +68,13 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(PYTEST)
 
-# Lines of our packages that the tests run. Nothing else needs the tool, so it is no part of the lock.
+# Lines of our packages that the tests run, those on Spark too where `make .venv-spark` was made. One process: a worker
+# that ends slowly is killed, and with it what it counted. Nothing else needs the tool, so it is no part of the lock.
 coverage: $(INSTALLED)
 	$(BIN)/python -m coverage --version > /dev/null 2>&1 || $(BIN)/pip install -q --no-deps coverage==7.17.4
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run $(PYTEST:$(BIN)/python%=%)
+	$(BIN)/python -m coverage run -m pytest -m "not slow"
+	[ ! -e $(SPARK_INSTALLED) ] || $(SPARK)/bin/python -m coverage run -m pytest tests/spark
 	$(BIN)/python -m coverage combine -q
 	$(BIN)/python -m coverage report --skip-covered --sort=cover
 
