@@ -36,7 +36,7 @@ HILLSTROM_METHODS: dict[str, Callable] = {
 
 
 def hillstrom(arms: tuple[str, ...]) -> tuple[pd.DataFrame, FitSpec]:
-    """Rows of these arms, `arm` as index; the file is the user's own ($TACTFUL_HILLSTROM), see the README."""
+    """Rows of these arms, `arm` as index; the file is the user's own ($TACTFUL_HILLSTROM)."""
     frame = pd.read_csv(os.environ["TACTFUL_HILLSTROM"])
     frame = frame[frame["treatment"].isin(arms)].reset_index(drop=True)
     frame = frame.assign(arm=frame["treatment"].map({name: i for i, name in enumerate(arms)}).astype(int))
