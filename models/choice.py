@@ -53,6 +53,7 @@ class Choice:
             n_eff, min_detectable_margin (that a harmless policy passes with 80% power), status "pass", "fail" or
             "underpowered".
         value: `evaluate` of the policy "chosen" on the `evaluate` users.
+        own_cut: the threshold is the score's own cut and no guardrail was asked, which the gate then does.
     """
 
     policy: Threshold | SendNone
@@ -62,6 +63,7 @@ class Choice:
     candidates: pd.DataFrame
     table: pd.DataFrame
     value: pd.DataFrame
+    own_cut: bool = False
 
 
 def choose_policy(

@@ -18,6 +18,13 @@ COVERAGE = (
     "single worlds between .61 and 1.00; measured on 2026-11-25, see docs/benchmarks.md)"
 )
 
+OWN_CUT = (
+    "The world has changed, so only decisions since the change count here: too few to certify thresholds in every "
+    "segment. The score's own cut (0), or the budget's, was taken, named before any outcome was looked at; no "
+    "guardrail chose it, and the gate tests the guardrails of this one policy. Below: how it did on the users of the "
+    "select split."
+)
+
 
 def deciding_constraints(choice: Choice) -> pd.DataFrame:
     """Constraints of the chosen candidate; where nothing was certified, of the one that ended the sequence."""
@@ -86,10 +93,14 @@ def guardrail_section(campaign: Campaign, choice: Choice) -> Section:
         )
     certified = bool(np.isfinite(choice.threshold))
     which = "the chosen policy" if certified else "the smallest policy, which ended the test"
+    decides = (
+        " They did not choose the threshold: the gate tests them overall, on more decisions, before this model serves."
+    )
     return Section(
         "Does it harm what must not be harmed?",
         text=f"Guardrails of {which}, against sending none: measured on users who took no part in training or in the "
-        "values above. A guardrail passes where even the worst end of its interval (95%, one-sided) is allowed.",
+        "values above. A guardrail passes where even the worst end of its interval (95%, one-sided) is allowed."
+        + (decides if choice.own_cut else ""),
         tables=[table_html(pd.DataFrame(lines))] if lines else [],
         note="" if lines else "No guardrail is set in campaign.toml.",
     )
@@ -147,7 +158,9 @@ def candidates_section(choice: Choice) -> Section:
     stop = f"The sequence ended at {'; '.join(ended)}." if ended else "No candidate failed a guardrail."
     return Section(
         "How the threshold was chosen",
-        text="Candidates were tested from the smallest message volume upwards, on the users of the select split. Each "
+        text=OWN_CUT
+        if choice.own_cut
+        else "Candidates were tested from the smallest message volume upwards, on the users of the select split. Each "
         "must keep every guardrail, overall and in each segment; the first failure ends the sequence. Of those "
         "certified the score's own cut (0) is taken, unless another is better by more than one standard error of their "
         f"paired difference. {stop}",
@@ -174,7 +187,7 @@ def checks_section(checks: pd.DataFrame) -> Section:
     )
 
 
-def facts(campaign: Campaign, tag: str, frame: pd.DataFrame) -> dict[str, str]:
+def facts(campaign: Campaign, tag: str, frame: pd.DataFrame, choice: Choice) -> dict[str, str]:
     """Where the numbers come from: model, campaign, users, splits, seeds, versions."""
     counts = frame.groupby("split")["user_id"].agg(["size", "nunique"])
     layers = frame["layer"].value_counts() if "layer" in frame else pd.Series(dtype=int)
@@ -190,7 +203,7 @@ def facts(campaign: Campaign, tag: str, frame: pd.DataFrame) -> dict[str, str]:
         "layers": ", ".join(f"{name} {rows:,}" for name, rows in layers.items())
         + f"; of all users {assignment.holdout_share:.0%} are held out, {assignment.exploration_share:.0%} explored",
         "seed": f"{campaign.training.seed} (network, tree 0, band 0)",
-        "guardrail error": f"at most {campaign.policy.alpha:.0%}, one-sided",
+        "guardrail error": "by the gate" if choice.own_cut else f"at most {campaign.policy.alpha:.0%}, one-sided",
         "budget": f"at most {campaign.policy.max_message_share:.0%} of users",
         "versions": ", ".join(
             f"{name} {version(name)}" for name in ("torch", "numpy", "scipy", "pandas", "scikit-learn", "feast")

@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from campaign import Campaign
-from models.challenger import evaluation_log, evaluation_outcomes, headline
 from models.evaluation import evaluate
 from models.predictions import mu_hat_of
+from models.worth import evaluation_log, evaluation_outcomes, headline
 
 
 def read_comparison(campaign: Campaign, report: Path, truth: Path) -> tuple[pd.DataFrame, int]:

@@ -58,7 +58,7 @@ def training_report(
         title=f"Is the message worth sending? {campaign.name}",
         subtitle=f"{tag}: {len(frame):,} matured decisions, {frame['decided_at'].min():%d %b %Y} to "
         f"{frame['decided_at'].max():%d %b %Y}; values from {len(held_out):,} decisions of users never trained on.",
-        verdict=f"Send it to {share:.0%} of users." if certified else "Do not send it.",
+        verdict=_verdict(choice, share),
         points=_points(campaign, values, choice),
         certified=certified,
         sections=[
@@ -78,9 +78,15 @@ def training_report(
             candidates_section(choice),
             checks_section(checks),
         ],
-        facts=facts(campaign, tag, frame),
+        facts=facts(campaign, tag, frame, choice),
         definitions=DEFINITIONS,
     )
+
+
+def _verdict(choice: Choice, share: float) -> str:
+    if not np.isfinite(choice.threshold):
+        return "Do not send it."
+    return f"Send it to {share:.0%} of users{', once it is through the gate' if choice.own_cut else ''}."
 
 
 def score_effect(campaign: Campaign, frame: pd.DataFrame, mu_hat: np.ndarray) -> np.ndarray:

@@ -127,7 +127,7 @@ class CalibrationPCalculation(SingleValueCalculation[CalibrationP]):
 
 
 class RealisedByDecileCalculation(DataframeCalculation[RealisedByDecile]):
-    """Table and plot of promised and realised uplift by decile."""
+    """Table and plot of predicted and realised uplift by decile."""
 
     def calculate(self, context: Any, current_data: Any, reference_data: Any) -> Any:
         """The table, with its plot as widget."""
@@ -145,7 +145,7 @@ def _decile_figure(table: pd.DataFrame) -> go.Figure:
     """Promised uplift as a line, realised with 95% intervals."""
     figure = go.Figure()
     for arm, rows in table.groupby("arm", sort=False):
-        figure.add_scatter(x=rows["decile"], y=rows["predicted"], name=f"{arm}: promised", line_color=BLUE)
+        figure.add_scatter(x=rows["decile"], y=rows["predicted"], name=f"{arm}: predicted", line_color=BLUE)
         error = {"type": "data", "array": 1.96 * rows["se"]}
         style = {"mode": "markers", "marker_color": VERMILION, "error_y": error}
         figure.add_scatter(x=rows["decile"], y=rows["realised"], name=f"{arm}: realised, 95% interval", **style)

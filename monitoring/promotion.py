@@ -20,10 +20,10 @@ import pandas as pd
 
 from campaign import Campaign, DataError, ModelError
 from feature_repo.atomic import locked, write_json
-from models.challenger import SEND_NOTHING
 from models.forward import NumpyModel
 from models.predictions import mu_hat_of
 from models.registry import model_path, pack, promote, read_pointer, rollback
+from models.worth import SEND_NOTHING
 from monitoring.gate import GateVerdict, judge
 from monitoring.inputs import matured_frame, model_predictions, not_trained_on
 from monitoring.realised import measure_realised

@@ -79,7 +79,7 @@ def _plots(
     weeks = [*history, decision.as_dict()][-WEEKS_SHOWN:]
     plots = [("Weeks at a glance: uplift, EUR per user (dash promised, dot realised)", weeks_plot(weeks))]
     if statistics.realised:
-        title = "Uplift by decile, EUR per user (line promised, dot realised)"
+        title = "Uplift by decile, EUR per user (line predicted, dot realised)"
         plots.append((title, decile_plot(statistics.realised.deciles)))
     if statistics.drift:
         columns = sorted(statistics.drift.columns, key=lambda c: -c.effect)
@@ -97,7 +97,7 @@ def _tables(statistics: Statistics) -> list[Table]:
     if statistics.realised:
         head = ["uplift of", "promised", "realised", "± 95%", "slope", "± 95%", "p", "would find half"]
         tables.append((f"Realised uplift of {statistics.realised.n:,} matured decisions", head, _tests(statistics)))
-        head = ["segment", "decisions", "promised", "realised", "± 95%"]
+        head = ["segment", "decisions", "predicted", "realised", "± 95%"]
         rows = [
             [
                 f"{s['segment']} ({s['arm']})",
@@ -112,7 +112,8 @@ def _tables(statistics: Statistics) -> list[Table]:
     if statistics.drift:
         moved = [c for c in sorted(statistics.drift.columns, key=lambda c: -c.effect) if c.warn or c.new]
         rows = [
-            [c.name, f"{c.effect:.2f}", f"{c.shift:+.2f}", f"{c.psi:.3f}", _news(c.new) or c.role] for c in moved[:12]
+            [c.name, f"{c.effect:.2f}", f"{c.shift:+.2f}" if c.shift else "", f"{c.psi:.3f}", _news(c.new) or c.role]
+            for c in moved[:12]
         ]
         tables.append(("Moved since training", ["column", "effect, sd", "mean, sd", "PSI", "note"], rows))
     return tables
@@ -147,6 +148,7 @@ def _note(statistics: Statistics) -> str:
     if realised:
         interval = f"{realised.gain:+.3f} ± {1.96 * realised.gain_se:.3f}"
         weeks = f"{realised.weeks[0]} to {realised.weeks[-1]}"
+        words.append("Promised: what the champion predicts, corrected by what it was off by at training.")
         words.append(f"Matured decisions of {weeks}: the policy is worth {interval} EUR per user over sending nothing.")
     else:
         words.append("Too few matured decisions to say what the messages did.")

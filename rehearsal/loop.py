@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from campaign import Campaign
+from campaign import Campaign, StoreError
 from feature_repo.atomic import locked, replacing, write_json, write_text
 from feature_repo.log_files import STATE
 from models.challenger import Finish
@@ -46,7 +47,8 @@ def rehearse(
         finish: of `train_challenger`.
         progress: called with (weeks done, weeks in all).
 
-    Raises: StoreError: the same rehearsal is being played. DataError: an experiment would not mature in it.
+    Raises: StoreError: the same rehearsal is being played, or this process has played another. DataError: an
+        experiment would not mature in it.
     """
     from rehearsal.experiment import check, found
 
@@ -96,6 +98,7 @@ def _play(script: Script, campaign: Campaign, folder: Path, finish: Finish, prog
     done = [_read_week(folder, week) for week in range(1, script.weeks + 1) if _stamp(folder, week).exists()]
     if len(done) == script.weeks:
         return done
+    _check_definitions(folder)
     from rehearsal.platform import live_random_phase, live_week, open_world
     from rehearsal.service import InProcessService, apply_features
 
@@ -119,6 +122,19 @@ def _play(script: Script, campaign: Campaign, folder: Path, finish: Finish, prog
         write_json(_stamp(folder, number), {**asdict(week), "pointer": _pointer(folder)})
         done.append(week)
     return done
+
+
+def _check_definitions(folder: Path) -> None:
+    """Feast's definitions name the data folder they were imported for, for as long as the process lives.
+
+    Raises: StoreError: they were imported for another.
+    """
+    sources = sys.modules.get("feature_repo.sources")
+    if sources is not None and not Path(sources.snapshots.path).resolve().is_relative_to(folder.resolve()):
+        raise StoreError(
+            f"the feature definitions of this process read {sources.snapshots.path}, those of the rehearsal must read "
+            f"{folder / 'data'}; play each rehearsal in a process of its own (`tactful rehearse`, or a spawned one)"
+        )
 
 
 @dataclass

@@ -12,7 +12,9 @@ from rehearsal.script import POLICIES, Result, Week, experiment_lines, experimen
 
 NAMES = {"send_all": "all", "send_none": "none", "frozen": "frozen", "oracle": "oracle", "policy": "policy"}
 
-_STYLE = "svg { display: block; margin: auto; max-width: 760px; } td:last-child, th:last-child { text-align: left; }"
+_STYLE = (
+    "svg { display: block; margin: auto; max-width: 760px; } td:nth-child(2), th:nth-child(2) { text-align: left; }"
+)
 
 
 def page(result: Result) -> str:
@@ -22,8 +24,8 @@ def page(result: Result) -> str:
     places = [k for k, w in enumerate(result.weeks) if w.promoted or w.fallback]
     plot = values_plot(values, [w.action for w in result.weeks], places, script.drift_week - 1)
     gains = ", ".join(f"{result.gain(key):+.3f} over {NAMES[key]}" for key in POLICIES[1:])
-    begins = f"Drift {script.drift} begins in week {script.drift_week} (rule)." if script.drift else "No drift."
-    table = html_table(["week", *NAMES.values(), "what happened"], [_row(w) for w in result.weeks])
+    begins = f"Drift {script.drift} begins in week {script.drift_week} (dashed)." if script.drift else "No drift."
+    table = html_table(["week", "what happened", *NAMES.values()], [_row(w) for w in result.weeks])
     reasons = "".join(
         f"<li>week {w.week}: {escape('; '.join(in_words(reason) for reason in w.alarm))}</li>"
         for w in result.weeks
@@ -58,4 +60,4 @@ def _experiment(result: Result) -> str:
 
 
 def _row(week: Week) -> list[str]:
-    return [str(week.week), *(f"{getattr(week, f'value_{key}'):.3f}" for key in NAMES), words(week)]
+    return [str(week.week), words(week), *(f"{getattr(week, f'value_{key}'):.3f}" for key in NAMES)]

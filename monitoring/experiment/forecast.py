@@ -13,9 +13,9 @@ from scipy.special import chdtrc
 
 from campaign import Campaign, CampaignError, DataError
 from feature_repo.atomic import write_json
-from models.challenger import evaluation_log, evaluation_outcomes
 from models.evaluation import evaluate
 from models.predictions import mu_hat_of
+from models.worth import evaluation_log, evaluation_outcomes
 from monitoring.experiment.assign import Scored, arms_of
 from monitoring.experiment.checks import believable, quality_checks
 from monitoring.experiment.decide import Row, amount

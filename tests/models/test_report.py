@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 
 from campaign import load_campaign
-from models.challenger import choose_and_evaluate
 from models.definitions import DEFINITIONS
 from models.log_checks import check_log
 from models.method import COVERAGE, certainty_section, deciding_constraints, shortfall
 from models.predictions import prediction_columns
 from models.report import training_report, weighted_rows
 from models.splits import split_of
+from models.worth import choose_and_evaluate
 
 CAMPAIGN = load_campaign()
 HALF_WIDTH = np.array([0.3])
@@ -50,8 +50,8 @@ def world(n=9_000, seed=0):
     return frame, mu
 
 
-def report(campaign, frame, mu):
-    choice, values = choose_and_evaluate(campaign, frame, mu, {"response model": mu})
+def report(campaign, frame, mu, **options):
+    choice, values = choose_and_evaluate(campaign, frame, mu, {"response model": mu}, **options)
     weights = dict(zip(campaign.outcome_names, campaign.weights, strict=True))
     predicted = prediction_columns(mu, campaign.arm_names, weights, campaign.costs, choice.threshold)
     drivers = pd.DataFrame(
@@ -73,6 +73,19 @@ def text(html):
     """What a reader sees: no scripts, no styles, no tags."""
     html = re.sub(r"<(script|style).*?</\1>", " ", html, flags=re.S)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+
+
+def test_report_after_a_change_claims_no_certified_sequence(made):
+    html, choice, _ = report(CAMPAIGN, *world(), own_cut=True)
+    seen, usual = text(html), text(made[0])
+    assert choice.own_cut
+    assert choice.threshold == 0
+    for said in ("once it is through the gate", "The world has changed", "the gate tests the guardrails"):
+        assert said in seen
+        assert said not in usual
+    for claim in ("Candidates were tested from the smallest message volume", "Of those certified"):
+        assert claim in usual
+        assert claim not in seen
 
 
 def test_report_says_first_what_to_do_and_what_it_gains(made):

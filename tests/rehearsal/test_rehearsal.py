@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from campaign import ROOT, DataError
-from rehearsal import Script
+from campaign import ROOT, DataError, StoreError, load_campaign
+from rehearsal import Script, rehearse
 from rehearsal.page import page
 from rehearsal.script import Result, Week
 
@@ -125,6 +126,11 @@ week.write_text(json.dumps(decision | {"champion": found["third"]}))
 promotion.CERTAIN = -1e9  # so few users cannot make sure that the first model helps: here any gain is enough
 found["back"] = retrain(campaign, data, **when).summary()
 found["reasons"] = [entry["reason"] for entry in read_pointer().history]
+week.write_text(json.dumps(decision | {"action": "retrain", "fallback": False, "champion": found["first"]}))
+before = set((data / "reports").rglob("gate.parquet"))
+retrain(campaign, data, **when, page=False)
+found["trained"] = len(set((data / "reports").rglob("gate.parquet")) - before)
+found["pages"] = [str(path) for path in (data / "reports").rglob("*.html")]
 print(json.dumps(found))
 """
 
@@ -145,6 +151,8 @@ def test_fall_back_at_once_to_nothing_or_to_a_predecessor_that_helps(rehearsed):
     assert found["back"] == {"action": "warn", "trained": False, "fallback": found["first"]}
     assert found["reasons"][1] == "fallback to sending nothing: week X"
     assert found["reasons"][-1] == f"fallback: week {found_week(data)}"
+    assert found["trained"] == 1
+    assert found["pages"] == []  # the rehearsal asked for none
 
 
 def found_week(data: Path) -> str:
@@ -180,6 +188,14 @@ def test_script_mondays_end_with_the_world():
     script = Script.parse(weeks=3, drift="market@2", users=1000, seed=1)
     assert [str(script.monday(week)) for week in (1, 2, 3)] == ["2026-11-02", "2026-11-09", "2026-11-16"]
     assert script.drift_week == 2
+
+
+def test_rehearse_refuses_a_process_whose_definitions_read_another_folder(tmp_path):
+    import feature_repo.sources  # as a rehearsal before leaves them
+
+    wanted = rf"read {re.escape(feature_repo.sources.snapshots.path)}.*must read {re.escape(str(tmp_path))}.*own"
+    with pytest.raises(StoreError, match=wanted):
+        rehearse(Script(1, 1000, 1), load_campaign(), tmp_path, finish=lambda *parts: None)
 
 
 def weeks():
