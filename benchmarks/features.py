@@ -37,6 +37,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from experiment import write_section  # noqa: E402  # after its folder is known
+from platform_logs import connect, make_logs  # noqa: E402
 
 from feature_repo.aggregates import COLUMNS  # noqa: E402
 from feature_repo.snapshots import build_snapshots  # noqa: E402
@@ -55,13 +56,6 @@ def timed(work: Callable[[], Any]) -> tuple[Spent, Any]:
     cpu, wall = time.process_time(), time.perf_counter()
     answer = work()
     return (time.process_time() - cpu, time.perf_counter() - wall), answer
-
-
-def connect(**settings: Any) -> duckdb.DuckDBPyConnection:
-    """DuckDB in UTC with one thread."""
-    con = duckdb.connect(config={"threads": 1} | settings)
-    con.execute("SET TimeZone = 'UTC'")
-    return con
 
 
 def ratio(rounds: list[dict[str, Spent]], method: str, floor: str) -> str:
@@ -186,7 +180,7 @@ def join_by_hand(work: Path, entities: Any) -> Any:
 # materialize
 
 
-def make_snapshot(file: Path, users: int) -> list[Any]:
+def make_snapshot(file: Path, users: int, day: datetime = DAY) -> list[Any]:
     """A snapshot of random values with the columns of this repository, and its five views."""
     from feast import FeatureView, FileSource
 
@@ -201,8 +195,8 @@ def make_snapshot(file: Path, users: int) -> list[Any]:
             columns.append(f"CASE WHEN random() < .85 THEN random() * 100 END AS {column}")
         else:
             columns.append(f"floor(random() * 20) AS {column}")
-    connect().execute(f"""COPY (SELECT 'u' || lpad(range::VARCHAR, 9, '0') AS user_id, TIMESTAMPTZ '{DAY}' AS
-        event_timestamp, TIMESTAMPTZ '{DAY}' AS created_timestamp, {", ".join(columns)} FROM range({users}))
+    connect().execute(f"""COPY (SELECT 'u' || lpad(range::VARCHAR, 9, '0') AS user_id, TIMESTAMPTZ '{day}' AS
+        event_timestamp, TIMESTAMPTZ '{day}' AS created_timestamp, {", ".join(columns)} FROM range({users}))
         TO '{file}' (ROW_GROUP_SIZE 65536)""")
     times = {"timestamp_field": "event_timestamp", "created_timestamp_column": "created_timestamp"}
     source = FileSource(name="s", path=str(file), **times)
@@ -261,10 +255,10 @@ def measure_materialize(work: Path, rounds: int) -> list[str]:
     return lines
 
 
-def materialize(store: Any) -> None:
+def materialize(store: Any, day: datetime = DAY) -> None:
     """Feast's own command, without what it prints."""
     with redirect_stdout(open(os.devnull, "w")):  # closed at exit
-        store.materialize(DAY, DAY)
+        store.materialize(day, day)
 
 
 _MEMORY = """
@@ -302,42 +296,6 @@ def measure_memory(work: Path, sizes: list[int]) -> list[str]:
 
 
 # build
-
-
-def make_logs(logs: Path, events: int, users: int, days: int) -> None:
-    """Raw logs by arrival day: 19 of 20 events are sessions; 1 in 200 arrives days late, 1 in 1,100 twice."""
-    con = connect()
-    con.execute("SELECT setseed(0.25)")
-    start = "TIMESTAMPTZ '2026-01-01'"
-    who = f"'u' || lpad(((random() * {users - 1})::BIGINT)::VARCHAR, 8, '0') AS user_id"
-    for day in range(days):
-        dated = f"date={date(2026, 1, 1) + timedelta(days=day)}"
-        folder = {name: logs / name / dated for name in ("sessions", "messages")}
-        for path in folder.values():
-            path.mkdir(parents=True)
-        arrived = f"{start} + INTERVAL {day} DAY + to_microseconds((random() * 86399e6)::BIGINT)"
-        late = "to_microseconds(CASE WHEN random() < .005 THEN (random() * 3 * 86400e6)::BIGINT ELSE 0 END)"
-        rows = f"""SELECT *, greatest(created_timestamp - {late}, {start}) AS event_timestamp
-            FROM (SELECT {who}, {arrived} AS created_timestamp"""
-        n = events // days
-        con.execute(f"""COPY (WITH s AS MATERIALIZED (
-            {rows}, 's{day}-' || range AS session_id, 1 + floor(random() * 9000) / 100 AS minutes,
-            (random() * 30)::INT AS tracks, (random() * 9)::INT AS skips, (random() * 4)::INT AS ads,
-            'home' AS surface FROM range({n * 19 // 20})))
-            FROM s UNION ALL FROM s WHERE tracks = 7 AND ads = 2 AND skips = 3)
-            TO '{folder["sessions"]}/part.parquet'""")
-        con.execute(f"""COPY ({rows}, 'm{day}-' || range AS message_id, 'a' AS arm, 'banner' AS format,
-            ['none', 'clicked', 'dismissed'][1 + (random() * 2.99)::INT % 3] AS action FROM range({n // 20})))
-            TO '{folder["messages"]}/part.parquet'""")
-    for name in ("users", "subscriptions"):
-        (logs / name / "date=2026-01-01").mkdir(parents=True)
-    con.execute(f"""COPY (SELECT 'u' || lpad(range::VARCHAR, 8, '0') AS user_id, {start} AS event_timestamp, {start} AS
-        created_timestamp, 'free' AS plan, 'SE' AS country, 'ios' AS device, '18-24' AS age_band, {start} - INTERVAL 30
-        DAY AS signup_at FROM range({users})) TO '{logs}/users/date=2026-01-01/part.parquet'""")
-    con.execute(f"""COPY (SELECT 'u' || lpad((7 * range)::VARCHAR, 8, '0') AS user_id, {start} + INTERVAL 5 HOUR AS
-        event_timestamp, {start} + INTERVAL 5 HOUR AS created_timestamp, 'b' || range AS subscription_event_id,
-        ['start', 'renew', 'cancel'][1 + range % 3] AS event, 9.99 AS price FROM range({users // 7}))
-        TO '{logs}/subscriptions/date=2026-01-01/part.parquet'""")
 
 
 def build_by_hand(logs: Path, day: date, file: Path) -> None:

@@ -23,16 +23,16 @@ EVENING_HOUR = 18
 """Evening is [18:00, 24:00) UTC."""
 
 
-def _first_copies(log: str, key: str) -> str:
+def first_copies(table: str, key: str) -> str:
     """Rows of a log, each event once: at-least-once delivery, and of the copies the first that arrived counts.
 
     Only rows whose key is met twice (or shares its hash with another) are sorted: a third of the time of sorting all.
     """
     return f"""(
-    WITH repeated AS MATERIALIZED (SELECT hash({key}) AS h FROM raw_{log} GROUP BY h HAVING count(*) > 1)
-    SELECT * FROM raw_{log} ANTI JOIN repeated ON hash({key}) = repeated.h
+    WITH repeated AS MATERIALIZED (SELECT hash({key}) AS h FROM {table} GROUP BY h HAVING count(*) > 1)
+    SELECT * FROM {table} ANTI JOIN repeated ON hash({key}) = repeated.h
     UNION ALL
-    SELECT * FROM raw_{log} SEMI JOIN repeated ON hash({key}) = repeated.h
+    SELECT * FROM {table} SEMI JOIN repeated ON hash({key}) = repeated.h
     QUALIFY row_number() OVER (PARTITION BY {key} ORDER BY created_timestamp, event_timestamp) = 1)"""
 
 
@@ -53,7 +53,7 @@ PROFILES = f"""
 CREATE TEMP TABLE profiles AS
 SELECT code, row_number() OVER (PARTITION BY code ORDER BY event_timestamp)::INTEGER AS version, {_DAYS},
        plan, country, device, age_band, epoch_us(signup_at) AS signup_us
-FROM {_first_copies("users", "user_id, event_timestamp")} JOIN codes USING (user_id)
+FROM {first_copies("raw_users", "user_id, event_timestamp")} JOIN codes USING (user_id)
 """
 
 DAILY_SESSIONS = f"""
@@ -64,7 +64,7 @@ WITH daily AS MATERIALIZED (
            (count(*) FILTER (WHERE epoch_us(event_timestamp) // 3600000000 % 24 >= {EVENING_HOUR}))::DOUBLE AS evening,
            (count(*) FILTER (WHERE (epoch_us(event_timestamp) // 86400000000 + 3) % 7 >= 5))::DOUBLE AS weekend,
            max(epoch_us(event_timestamp)) AS last_us
-    FROM {_first_copies("sessions", "session_id")} JOIN codes USING (user_id)
+    FROM {first_copies("raw_sessions", "session_id")} JOIN codes USING (user_id)
     GROUP BY code, day, arrived),
 late AS (  -- what arrives on its own day is the first of it; only the other days must be looked at
     SELECT code, day, min(arrived) AS first_arrived
@@ -80,7 +80,7 @@ SELECT code, {_DAYS}, count(*)::DOUBLE AS messages,
        (count(*) FILTER (WHERE action = 'dismissed'))::DOUBLE AS dismissals,
        max(epoch_us(event_timestamp)) AS last_us,
        max(epoch_us(event_timestamp)) FILTER (WHERE action = 'dismissed') AS last_dismissal_us
-FROM {_first_copies("messages", "message_id")} JOIN codes USING (user_id)
+FROM {first_copies("raw_messages", "message_id")} JOIN codes USING (user_id)
 GROUP BY code, day, arrived
 """
 
@@ -90,7 +90,7 @@ SELECT code, {_DAYS},
        (count(*) FILTER (WHERE event = 'start'))::DOUBLE AS starts,
        (count(*) FILTER (WHERE event = 'cancel'))::DOUBLE AS cancels,
        max(epoch_us(event_timestamp)) AS last_us
-FROM {_first_copies("subscriptions", "subscription_event_id")} JOIN codes USING (user_id)
+FROM {first_copies("raw_subscriptions", "subscription_event_id")} JOIN codes USING (user_id)
 GROUP BY code, day, arrived
 """
 

@@ -1,16 +1,21 @@
 """Feast's DuckDB offline store with one ASOF join per source instead of one inequality join per feature view.
 
-Feast 0.67 joins every view by inequality and numbers the rows that match: 1.8 times the CPU of a hand-written query at
-a million rows, and this 1.2 times (docs/benchmarks.md). The views of one source differ only in which columns they take
-and how long these are good, so here a source is read and joined once. What is returned is what Feast's own store
-returns, and what this join does not cover is left to it.
+Feast 0.67 joins every view by inequality and numbers the rows that match (docs/benchmarks.md compares). The views of
+one source differ only in which columns they take and how long these are good, so here a source is read and joined once:
+by keys and times alone, and the features of the rows that were found are fetched afterwards, so that no feature is
+sorted or kept in memory for nothing. What is returned is what Feast's own store returns, and what this join does not
+cover is left to it.
 """
 
 import atexit
+import hashlib
+import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
-from typing import Any, Literal, NamedTuple
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
 
 import ibis
 import pandas as pd
@@ -24,11 +29,16 @@ from ibis.expr.types import Table, Value
 
 from feature_repo.duck import QUIET
 
+ROW = "__row"
+Span = tuple[datetime, datetime]
+
 
 class AsofDuckDBOfflineStoreConfig(DuckDBOfflineStoreConfig):
     """`offline_store` of feature_store.yaml."""
 
     type: Literal["feature_repo.offline.AsofDuckDBOfflineStore"] = "feature_repo.offline.AsofDuckDBOfflineStore"
+    memory_limit: str = "2GB"
+    """Of DuckDB; what does not fit is spilled to the temporary folder."""
 
 
 class AsofDuckDBOfflineStore(DuckDBOfflineStore):
@@ -47,16 +57,42 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):
     ) -> RetrievalJob:
         """Features as known at each row's event timestamp; executed when the job is asked for its rows."""
         ibis.get_backend().raw_sql(QUIET)  # Feast's rows come through Ibis' default
-        asked = (config, feature_views, feature_refs, entity_df, registry, project)
+        ours = all(is_parquet(view.batch_source) for view in feature_views)
+        asked = (config, [] if ours else feature_views, feature_refs, entity_df, registry, project)
         flags = (full_feature_names, filter_by_created_timestamp)
-        job: Any = DuckDBOfflineStore.get_historical_features(*asked, *flags)
-        if all(is_parquet(view.batch_source) for view in feature_views):
+        job: Any = DuckDBOfflineStore.get_historical_features(*asked, *flags)  # of no view: its join takes a second
+        if ours:
             views = [asked_of(view, feature_refs, full_feature_names) for view in feature_views]
             # Feast has by now parsed text timestamps in place.
             when = infer_event_timestamp_from_entity_df(dict(zip(entity_df.columns, entity_df.dtypes, strict=True)))
-            engine = Engine(lambda source: _read_data_source(source, str(config.repo_path)), _asof)
-            job.table = join(ibis.memtable(entity_df), when, views, filter_by_created_timestamp, engine)
+            _limit_memory(getattr(config.offline_store, "memory_limit", "2GB"))
+            engine = Engine(lambda source: _read(source, str(config.repo_path)), _asof)
+            span = _span(entity_df[when])
+            job.table = join(ibis.memtable(entity_df), when, views, filter_by_created_timestamp, engine, span)
         return job  # type: ignore[no-any-return]
+
+
+def _limit_memory(limit: str) -> None:
+    con: Any = ibis.get_backend()
+    con.raw_sql(f"SET memory_limit = '{limit}'")
+    if con.raw_sql("SELECT current_setting('temp_directory')").fetchone() == (".tmp",):  # DuckDB's own, in any folder
+        con.raw_sql(f"SET temp_directory = '{tempfile.gettempdir()}/tactful-duckdb-{os.getpid()}'")
+
+
+def _read(source: FileSource, repo_path: str) -> Table:
+    """The rows of a source, with a number of their own where the files are here."""
+    if "://" in source.path:
+        return _read_data_source(source, repo_path)
+    path = str(Path(repo_path, source.path)).replace("'", "''")
+    name, con = f"rows_{hashlib.sha256(path.encode()).hexdigest()[:16]}", cast(Any, ibis.get_backend())
+    numbered = f"SELECT *, (file_index::BIGINT << 40) + file_row_number AS {ROW} FROM read_parquet('{path}')"
+    con.raw_sql(f"CREATE OR REPLACE TEMP VIEW {name} AS {numbered}")
+    return cast(Table, con.table(name))
+
+
+def _span(when: pd.Series) -> Span | None:
+    times = pd.to_datetime(when.dropna(), utc=True)
+    return (times.min().to_pydatetime(), times.max().to_pydatetime()) if len(times) else None
 
 
 class Asked(NamedTuple):
@@ -71,8 +107,10 @@ class Asked(NamedTuple):
 class Engine(NamedTuple):
     """What engines do in their own way.
 
-    `read` gives the rows of a source; `newest` joins to each row of the first table the newest of the second with the
-    same keys (column of the first -> of the second) whose last argument's column is not after the fourth's.
+    `read` gives the rows of a source; where they have a column ROW that is another number for each, the same in every
+    query, features are fetched by it after the join. `newest` joins to each row of the first table the newest of the
+    second with the same keys (column of the first -> of the second) whose last argument's column is not after the
+    fourth's.
     """
 
     read: Callable[[FileSource], Table]
@@ -96,21 +134,34 @@ def asked_of(view: Any, refs: Sequence[str], full_names: bool) -> Asked:
     return Asked(view.batch_source, keys, {name: label + name for name in names}, view.ttl or None)
 
 
-def join(entities: Table, when: str, views: list[Asked], created_filter: bool, engine: Engine) -> Table:
-    """Entity rows with the columns asked for, in Feast's order: those of the entities, then view by view."""
+def join(
+    entities: Table, when: str, views: list[Asked], created_filter: bool, engine: Engine, span: Span | None = None
+) -> Table:
+    """Entity rows with the columns asked for, in Feast's order: those of the entities, then view by view.
+
+    `span`: the first and last time of the entity rows; what cannot be good then is not read.
+    """
     groups: list[list[Asked]] = []  # views answered by one join
     for view in views:
         group = next((g for g in groups if (g[0].source, g[0].keys) == (view.source, view.keys)), [])
         if not group:
             groups.append(group)
         group.append(view)
-    joined = entities
+    joined, fetched = entities, []
     for number, group in enumerate(groups):
         prefix, view = f"__{number}_", group[0]
         columns = sorted({column for view in group for column in view.columns})
-        history = _history(engine.read(view.source), view, columns, created_filter, prefix)
+        rows = _known(engine.read(view.source), view, columns, created_filter, prefix)
+        rows = _within(rows, span, [view.ttl for view in group], prefix)
         keys = {entity: prefix + key for key, entity in view.keys.items()}
-        joined = engine.newest(joined, history, keys, when, f"{prefix}known")
+        if prefix + ROW in rows.columns:
+            fetched.append((prefix + ROW, rows.select(prefix + ROW, *(prefix + column for column in columns))))
+            rows = rows.drop(*(prefix + column for column in columns))
+        joined = engine.newest(joined, _ever_newest(rows, list(keys.values()), prefix), keys, when, f"{prefix}known")
+    if fetched:
+        joined = joined.select(*joined.columns)  # first all joins of keys, then the features
+    for row, features in fetched:
+        joined = joined.left_join(features, [(row, row)], rname="{name}_again")
     prefix_of = {id(view): f"__{number}_" for number, group in enumerate(groups) for view in group}
     features = [value for view in views for value in _values(joined, when, view, prefix_of[id(view)])]
     return joined.select([joined[name] for name in entities.columns] + features)
@@ -130,38 +181,52 @@ def _asof(entities: Table, history: Table, keys: dict[str, str], when: str, know
     return entities.asof_join(history, on=entities[when] >= history[known], predicates=same)
 
 
-def _history(table: Table, view: Asked, columns: list[str], created_filter: bool, prefix: str) -> Table:
-    """Rows of a source that were at some time the newest known of their key, from `known` on.
-
-    With the created filter a row is known once its event is past and it has been created. A row that comes late, when
-    a later event is known already, never becomes the newest; of rows with one event time the last created one does.
-    """
-    source, keys = view.source, list(view.keys)
+def _known(table: Table, view: Asked, columns: list[str], created_filter: bool, prefix: str) -> Table:
+    """Rows of a source, each `known` from some moment on: with the created filter once it is past and created."""
+    source = view.source
     table = table.rename({new: old for old, new in source.field_mapping.items() if old in table.columns})
     ts = table[source.timestamp_field].cast("timestamp('UTC')")
     created = table[source.created_timestamp_column].cast("timestamp('UTC')") if source.created_timestamp_column else ts
-    known = ibis.greatest(ts, created) if created_filter else ts
+    numbered = [ROW] if ROW in table.columns else []
     table = table.select(
-        **{prefix + name: table[name] for name in [*keys, *columns]},
-        **{f"{prefix}ts": ts, f"{prefix}created": created, f"{prefix}known": known},
+        **{prefix + name: table[name] for name in [*view.keys, *columns, *numbered]},
+        **{
+            f"{prefix}ts": ts,
+            f"{prefix}created": created,
+            f"{prefix}known": ibis.greatest(ts, created) if created_filter else ts,
+        },
     )
-    known_at = table[f"{prefix}known"].notnull() & (table[f"{prefix}created"].notnull() if created_filter else True)
-    table = table.filter(table[f"{prefix}ts"].notnull() & known_at)
-    ts, created, known = (table[prefix + name] for name in ("ts", "created", "known"))
-    order = {
-        "group_by": [table[prefix + key] for key in keys],
-        "order_by": [known, ts, created.asc(nulls_first=True)],
-    }
+    return table.drop_null([f"{prefix}ts", *([f"{prefix}created"] if created_filter else [])], how="any")
+
+
+def _within(rows: Table, span: Span | None, ttls: list[timedelta | None], prefix: str) -> Table:
+    """Rows that are good at some time of the span: a row that has expired hides nothing but others that have."""
+    if span is None:
+        return rows
+    ts = rows[f"{prefix}ts"]
+    rows = rows.filter(ts <= ibis.literal(span[1]))
+    longest = [ttl for ttl in ttls if ttl]
+    return rows.filter(ts >= ibis.literal(span[0] - max(longest))) if len(longest) == len(ttls) else rows
+
+
+def _ever_newest(rows: Table, keys: list[str], prefix: str) -> Table:
+    """Rows that were at some time the newest known of their key.
+
+    A row that comes late, when a later event is known already, never becomes the newest; of rows with one event time
+    the last created one does.
+    """
+    ts, created, known = (rows[prefix + name] for name in ("ts", "created", "known"))
+    order = {"group_by": keys, "order_by": [known, ts, created.asc(nulls_first=True)]}
     newest, following = prefix + "newest", prefix + "next"
     # named first: in a filter they would become QUALIFY, which is not translated well for Spark
-    table = table.mutate(
+    rows = rows.mutate(
         **{
             newest: ts.max().over(ibis.window(**order, following=0)),
             following: known.lead().over(ibis.window(**order)),
         }
     )
-    last_of_its_moment = table[following].isnull() | (table[following] != table[f"{prefix}known"])
-    kept = table.filter((table[f"{prefix}ts"] == table[newest]) & last_of_its_moment)
+    last_of_its_moment = rows[following].isnull() | (rows[following] != rows[f"{prefix}known"])
+    kept = rows.filter((rows[f"{prefix}ts"] == rows[newest]) & last_of_its_moment)
     return kept.drop(f"{prefix}created", newest, following)
 
 

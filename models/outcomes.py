@@ -5,6 +5,7 @@ Only events that had arrived by `as_of` count, and duplicates (the same event de
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,10 +16,12 @@ import numpy as np
 import pandas as pd
 
 from campaign import DataError, OutcomeSpec
+from feature_repo.aggregates import first_copies
 from feature_repo.duck import connect
 from feature_repo.log_files import log_files
 
 DAY = 86_400_000_000  # microseconds
+MEMORY_LIMIT = "2GB"  # of DuckDB; what does not fit is spilled to the temporary folder
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,10 @@ def measure_outcomes(
     keys = pd.DataFrame({"row": np.arange(len(decisions)), "user_id": decisions["user_id"].to_numpy()})
     # microseconds since 1970: DuckDB needs its ICU extension for arithmetic on timestamps with a time zone
     keys["decided_at"] = decisions["decided_at"].to_numpy(dtype="datetime64[us]").astype(np.int64)
-    with connect() as connection:
+    with (
+        tempfile.TemporaryDirectory(prefix="tactful-") as spill,
+        connect(memory_limit=MEMORY_LIMIT, temp_directory=spill) as connection,
+    ):
         connection.register("decisions", keys)
         columns = {f"y_{o.name}": _measure(connection, logs_dir, o, as_of) for o in outcomes}
     return pd.DataFrame(columns, index=decisions.index)
@@ -104,11 +110,10 @@ def outcome_sql(outcome: OutcomeSpec) -> str:
     """Columns row and y of the table `decisions` (row, user_id, decided_at in microseconds), from the log `raw`."""
     measure = MEASURES[outcome.measure]
     return f"""
-        WITH delivered AS (
-            SELECT *, row_number() OVER (PARTITION BY {measure.key} ORDER BY created_timestamp) AS delivery
-            FROM raw WHERE epoch_us(created_timestamp) < $as_of AND {measure.where}
+        WITH known AS (
+            SELECT * FROM raw WHERE epoch_us(created_timestamp) < $as_of AND {measure.where}
         ), events AS (
-            SELECT *, epoch_us(event_timestamp) AS happened_at FROM delivered WHERE delivery = 1
+            SELECT *, epoch_us(event_timestamp) AS happened_at FROM {first_copies("known", measure.key)}
         ), measured AS (
             SELECT decisions.row, {measure.aggregate} AS y
             FROM decisions JOIN events ON events.user_id = decisions.user_id
