@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from datetime import timedelta
 from pathlib import Path
 
+import ibis
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -143,6 +145,27 @@ def test_asof_equals_slow_twin(stores: Stores) -> None:
         newest = known.sort_values(["at", "made"]).tail(1)
         fresh = len(newest) and newest["at"].iloc[0] + 10 * HOUR >= row.event_timestamp
         assert value == (newest["n"].iloc[0] if fresh else None), row
+
+
+def test_asof_reads_only_rows_that_can_be_good(stores: Stores) -> None:
+    """All entity rows are late: most rows of the sources have expired for some views and not for others."""
+    feast, ours, seed = stores
+    entities = entity_rows(seed)
+    entities = entities[entities["event_timestamp"] >= START + 58 * HOUR].reset_index(drop=True)
+    found = ask(ours, entities.copy(), True)
+    assert found.equals(ask(feast, entities.copy(), True))
+    assert 0 < found["long__n"].null_count < found["short__s"].null_count < len(entities)
+
+
+def test_asof_keeps_to_its_memory_limit(stores: Stores) -> None:
+    ask(stores[1], entity_rows(stores[2]), True)
+    limit, folder = (
+        ibis.get_backend()
+        .raw_sql("SELECT current_setting('memory_limit'), current_setting('temp_directory')")
+        .fetchone()
+    )
+    assert limit == "1.8 GiB"  # 2 GB of feature_store.yaml
+    assert folder.startswith(tempfile.gettempdir())
 
 
 @pytest.mark.parametrize("change", [lambda t: t.dt.tz_convert("Europe/Berlin"), lambda t: t.dt.tz_localize(None)])
