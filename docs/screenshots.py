@@ -27,6 +27,7 @@ from websockets.sync.client import connect
 
 from bentos.serve import serving
 from campaign import ROOT, data_dir
+from models.registry import read_pointer
 
 WIDTHS = (1400, 390)
 SCHEMES = ("light", "dark")
@@ -117,9 +118,10 @@ def _first_page(socket: Any) -> str:
 
 
 def pages(data: Path) -> dict[str, str]:
-    """Name and address of every page that lies under data/: the newest of each kind."""
+    """Name and address of the pages that lie under data/: the champion's report, the newest of each other kind."""
+    champion = (read_pointer().champion or "*").replace(":", "-")
     kinds = {
-        "report": "reports/*/report.html",
+        "report": f"reports/{champion}/report.html",
         "weekly": "monitoring/*/summary.html",
         "rehearsal": "rehearsals/*/rehearsal.html",
         "experiment": "reports/experiments/*/readout.html",

@@ -78,10 +78,10 @@ def html_page(readout: Readout, name: str, compared: pd.DataFrame | None = None)
 
 def _progress(readout: Readout) -> str:
     look = readout.look
-    of = f" of {look.planned_users} planned" if look.planned_users else ""
+    of = f" of {look.planned_users:,} planned" if look.planned_users else ""
     at = f", look {look.number} of {look.looks}" if look.looks > 1 and look.number else ""
     shares = ", ".join(f"{v} {s:.0%}" for v, s in zip(readout.plan.variants, readout.plan.variant_shares, strict=True))
-    return f"{look.users} users{of}{at}; variants {shares}; alpha {readout.plan.alpha:g}."
+    return f"{look.users:,} users{of}{at}; variants {shares}; alpha {readout.plan.alpha:g}."
 
 
 def _forest(rows: pd.DataFrame) -> str:
