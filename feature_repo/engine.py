@@ -17,7 +17,7 @@ from typing import Any, Literal
 import duckdb
 import numpy as np
 import pyarrow as pa
-from feast import FeatureView
+from feast import FeatureView, RepoConfig
 from feast.infra.common.materialization_job import MaterializationJob, MaterializationJobStatus, MaterializationTask
 from feast.infra.compute_engines.base import ComputeEngine
 from feast.infra.compute_engines.local.compute import LocalComputeEngine, LocalComputeEngineConfig
@@ -32,6 +32,9 @@ from feature_repo.duck import connect
 from feature_repo.offline import is_parquet
 from feature_repo.values import encode, entity_keys
 from feature_repo.writers import Batch, Part, write_redis, write_sqlite
+
+Wanted = tuple[FeatureView, int]
+"""A view, and the start of its window in microseconds of the epoch."""
 
 BATCH_ROWS = 5_000
 READ_BACK = 3  # users of each batch read back whole, through Feast
@@ -87,7 +90,7 @@ class StreamingEngine(LocalComputeEngine):
             ):
                 con.execute("SET TimeZone = 'UTC'")
                 for rows in _newest(con, tasks):
-                    self._write(rows, tasks)
+                    write(self.online_store, self.repo_config, rows, wanted_of(tasks))
         except duckdb.Error as error:
             source: Any = tasks[0].feature_view.batch_source
             reason = str(error).splitlines()[0]
@@ -99,51 +102,52 @@ class StreamingEngine(LocalComputeEngine):
             return error
         return None
 
-    def _write(self, rows: pa.RecordBatch, tasks: list[MaterializationTask]) -> None:
-        view: FeatureView = tasks[0].feature_view
-        source: Any = view.batch_source
-        names = [column.name for column in view.entity_columns]
-        kinds = [column.dtype.to_value_type() for column in view.entity_columns]
-        version = self.repo_config.entity_key_serialization_version
-        batch = Batch(
-            keys=entity_keys([rows[name] for name in names], names, kinds, version),
-            event_us=_microseconds(rows[source.timestamp_field]),
-            created_us=_microseconds(rows["__created"]) if source.created_timestamp_column else None,
-            columns=dict(zip(rows.schema.names, rows.columns, strict=True)),
-        )
-        parts: list[Part] = [
-            (task.feature_view, np.flatnonzero(batch.event_us >= _epoch_us(_window(task)[0]))) for task in tasks
-        ]
-        if isinstance(self.online_store, RedisOnlineStore):
-            held = write_redis(self.online_store, self.repo_config, batch, parts)
-        elif isinstance(self.online_store, SqliteOnlineStore):
-            held = write_sqlite(self.online_store, self.repo_config, batch, parts)
-        for (written, positions), count in zip(parts, held, strict=True):
-            if count != len(positions):
-                raise StoreError(
-                    f"{written.name}: the online store holds {count} of the {len(positions)} users just written; "
-                    "look at its own log (memory limit, eviction), then materialize again"
-                )
-            self._read_back(batch, written, positions[:READ_BACK])
 
-    def _read_back(self, batch: Batch, view: FeatureView, positions: np.ndarray) -> None:
-        """What Feast itself reads must be what was written, where nothing newer was there before."""
-        keys = [deserialize_entity_key(batch.keys[row]) for row in positions]
-        if not keys:
-            return
-        answers = self.online_store.online_read(self.repo_config, view, keys, [field.name for field in view.features])
-        for row, (stamp, values) in zip(positions, answers, strict=True):
-            if stamp is None or values is None:
-                raise StoreError(f"{view.name}: {batch.keys[row]!r} was written and cannot be read; materialize again")
-            if _epoch_us(stamp) // 1_000_000 > batch.event_us[row] // 1_000_000:
-                continue
-            for field in view.features:
-                written = encode(batch.columns[field.name].slice(row, 1), field.dtype.to_value_type())[0]
-                if values[field.name].SerializeToString() != written:
-                    raise StoreError(
-                        f"{view.name}:{field.name} of {batch.keys[row]!r} reads {values[field.name]!r}, not what was "
-                        "written; is another process writing to the same online store? Materialize again"
-                    )
+def write(online_store: Any, config: RepoConfig, rows: pa.RecordBatch, wanted: list[Wanted]) -> None:
+    """Write a batch of rows into Redis or SQLite, count them there, and read some of them back through Feast.
+
+    Raises: StoreError: the store does not hold what was written.
+    """
+    view = wanted[0][0]
+    source: Any = view.batch_source
+    names = [column.name for column in view.entity_columns]
+    kinds = [column.dtype.to_value_type() for column in view.entity_columns]
+    batch = Batch(
+        keys=entity_keys([rows[name] for name in names], names, kinds, config.entity_key_serialization_version),
+        event_us=_microseconds(rows["__at"]),
+        created_us=_microseconds(rows["__created"]) if source.created_timestamp_column else None,
+        columns=dict(zip(rows.schema.names, rows.columns, strict=True)),
+    )
+    parts: list[Part] = [(view, np.flatnonzero(batch.event_us >= start)) for view, start in wanted]
+    writer: Any = write_redis if isinstance(online_store, RedisOnlineStore) else write_sqlite
+    held = writer(online_store, config, batch, parts)
+    for (written, positions), count in zip(parts, held, strict=True):
+        if count != len(positions):
+            raise StoreError(
+                f"{written.name}: the online store holds {count} of the {len(positions)} users just written; "
+                "look at its own log (memory limit, eviction), then materialize again"
+            )
+        _read_back(online_store, config, batch, written, positions[:READ_BACK])
+
+
+def _read_back(online_store: Any, config: RepoConfig, batch: Batch, view: FeatureView, positions: np.ndarray) -> None:
+    """What Feast itself reads must be what was written, where nothing newer was there before."""
+    keys = [deserialize_entity_key(batch.keys[row]) for row in positions]
+    if not keys:
+        return
+    answers = online_store.online_read(config, view, keys, [field.name for field in view.features])
+    for row, (stamp, values) in zip(positions, answers, strict=True):
+        if stamp is None or values is None:
+            raise StoreError(f"{view.name}: {batch.keys[row]!r} was written and cannot be read; materialize again")
+        if _epoch_us(stamp) // 1_000_000 > batch.event_us[row] // 1_000_000:
+            continue
+        for field in view.features:
+            written = encode(batch.columns[field.name].slice(row, 1), field.dtype.to_value_type())[0]
+            if values[field.name].SerializeToString() != written:
+                raise StoreError(
+                    f"{view.name}:{field.name} of {batch.keys[row]!r} reads {values[field.name]!r}, not what was "
+                    "written; is another process writing to the same online store? Materialize again"
+                )
 
 
 def _groups(tasks: list[MaterializationTask], streams: Any) -> list[list[MaterializationTask]]:
@@ -188,41 +192,71 @@ def _window(task: MaterializationTask) -> tuple[datetime, datetime]:
 
 
 def _newest(con: duckdb.DuckDBPyConnection, tasks: list[MaterializationTask]) -> Iterator[pa.RecordBatch]:
-    """The newest row of each key up to the end, in batches.
+    """The newest row of each key up to the end, in batches."""
+    source: Any = tasks[0].feature_view.batch_source
+    path = source.path.replace("'", "''")
+    query = window_sql(tasks, f"read_parquet('{path}')")
+    con.execute(f"CREATE TEMP VIEW in_window AS {query}")
+    ((last,),) = con.execute(LAST_SQL).fetchall()
+    if last is None:
+        warn_of_nothing(tasks)
+        return
+    for rows in newest_sql(tasks):
+        reader: Any = con.sql(rows, params={"last": last}).to_arrow_reader(BATCH_ROWS)
+        yield from reader
 
-    The rows of the last event time are the newest of their keys; with daily snapshots that is everybody, and the other
-    days are read for their keys alone.
-    """
+
+LAST_SQL = "SELECT max(__at) FROM in_window"
+
+
+def window_sql(tasks: list[MaterializationTask], table: str) -> str:
+    """The query of the rows of a table that any of the views wants: keys, features, times; DuckDB's SQL."""
     view = tasks[0].feature_view
     source: Any = view.batch_source
     start, end = min(_window(task)[0] for task in tasks), tasks[0].end_time.astimezone(UTC)
     columns = dict.fromkeys([*view.join_keys, *(f.name for task in tasks for f in task.feature_view.features)])
     mapping = {new: old for old, new in source.field_mapping.items()}
     selected = ", ".join(f"{_name(mapping.get(column, column))} AS {_name(column)}" for column in columns)
-    created = f"{_name(source.created_timestamp_column)}::TIMESTAMPTZ" if source.created_timestamp_column else "NULL"
-    at = f"{_name(source.timestamp_field)}"
-    path = source.path.replace("'", "''")
-    con.execute(
-        f"""CREATE TEMP VIEW rows AS SELECT {selected}, {at}::TIMESTAMPTZ AS {at}, {created} AS __created
-        FROM read_parquet('{path}') WHERE {at}::TIMESTAMPTZ BETWEEN '{start.isoformat()}' AND '{end.isoformat()}'"""
+    created = (
+        f"{_name(source.created_timestamp_column)}::TIMESTAMPTZ"
+        if source.created_timestamp_column
+        else "NULL::TIMESTAMPTZ"
     )
-    keys = ", ".join(_name(key) for key in view.join_keys)
-    same = " AND ".join(f"last.{_name(key)} IS NOT DISTINCT FROM rows.{_name(key)}" for key in view.join_keys)
-    ((last,),) = con.execute(f"SELECT max({at}) FROM rows").fetchall()
-    if last is None:
-        sys.stderr.write(
-            f"warning: {source.path} has no row from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, so nothing is "
-            "written; for earlier days: feast materialize START END\n"
-        )
-        return
-    newest = f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY {at} DESC, __created DESC NULLS LAST) = 1"
-    for rows in (
-        f"SELECT * FROM rows WHERE {at} = $last {newest}",
-        f"""SELECT * FROM rows WHERE {at} < $last
-            AND NOT EXISTS (SELECT 1 FROM rows AS last WHERE last.{at} = $last AND {same}) {newest}""",
-    ):
-        reader: Any = con.sql(rows, params={"last": last}).to_arrow_reader(BATCH_ROWS)
-        yield from reader
+    at = f"{_name(source.timestamp_field)}::TIMESTAMPTZ"
+    between = f"BETWEEN '{start.isoformat()}'::TIMESTAMPTZ AND '{end.isoformat()}'::TIMESTAMPTZ"
+    return f"SELECT {selected}, {at} AS __at, {created}::TIMESTAMPTZ AS __created FROM {table} WHERE {at} {between}"
+
+
+def newest_sql(tasks: list[MaterializationTask]) -> tuple[str, str]:
+    """Queries of the newest row of each key in `in_window`, given the last event time as `$last`; DuckDB's SQL.
+
+    The rows of the last event time are the newest of their keys; with daily snapshots that is everybody, and the other
+    days are read for their keys alone.
+    """
+    join_keys = tasks[0].feature_view.join_keys
+    keys = ", ".join(_name(key) for key in join_keys)
+    same = " AND ".join(f"latest.{_name(key)} IS NOT DISTINCT FROM in_window.{_name(key)}" for key in join_keys)
+    newest = f"QUALIFY row_number() OVER (PARTITION BY {keys} ORDER BY __at DESC, __created DESC NULLS LAST) = 1"
+    return (
+        f"SELECT * FROM in_window WHERE __at = $last {newest}",
+        f"""SELECT * FROM in_window WHERE __at < $last
+            AND NOT EXISTS (SELECT 1 FROM in_window AS latest WHERE latest.__at = $last AND {same}) {newest}""",
+    )
+
+
+def warn_of_nothing(tasks: list[MaterializationTask]) -> None:
+    """Say that a window holds no row, since nothing else will."""
+    source: Any = tasks[0].feature_view.batch_source
+    start, end = min(_window(task)[0] for task in tasks), tasks[0].end_time.astimezone(UTC)
+    sys.stderr.write(
+        f"warning: {source.path} has no row from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, so nothing is "
+        "written; for earlier days: feast materialize START END\n"
+    )
+
+
+def wanted_of(tasks: list[MaterializationTask]) -> list[Wanted]:
+    """The views of the tasks, each with the start of its window."""
+    return [(task.feature_view, _epoch_us(_window(task)[0])) for task in tasks]
 
 
 def _name(column: str) -> str:

@@ -102,16 +102,22 @@ def build_snapshots(
             else:
                 with _connect(building, threads, memory_limit) as con:
                     _load(con, logs_dir, logs)
-                    _build(con, days, first, building, put)
+                    with _writing(features_dir):
+                        _build(con, days, first, building, put)
         write_state(features_dir, files)
     return days
 
 
-def on_spark() -> bool:
-    """Whether $TACTFUL_ENGINE asks for Spark (StoreError: it names no engine)."""
+def chosen_engine() -> str:
+    """What $TACTFUL_ENGINE asks for: "duckdb" or "spark" (StoreError: it names no engine)."""
     engine = os.environ.get("TACTFUL_ENGINE", "duckdb")
     _check_engine(engine)
-    return engine == "spark"
+    return engine
+
+
+def on_spark() -> bool:
+    """Whether $TACTFUL_ENGINE asks for Spark."""
+    return chosen_engine() == "spark"
 
 
 def _check_engine(engine: str) -> None:
@@ -154,8 +160,10 @@ def _only_builder(features_dir: Path) -> Iterator[Path]:
         building = features_dir / ".building"
         shutil.rmtree(building, ignore_errors=True)
         building.mkdir()
-        yield building
-        shutil.rmtree(building, ignore_errors=True)
+        try:
+            yield building
+        finally:  # what a run that failed leaves would keep a full disk full
+            shutil.rmtree(building, ignore_errors=True)
 
 
 def _connect(building: Path, threads: int, memory_limit: str) -> duckdb.DuckDBPyConnection:
@@ -183,6 +191,19 @@ def _load(con: duckdb.DuckDBPyConnection, logs_dir: Path, logs: dict[str, list[s
     except UNREADABLE as error:
         reason = str(error).splitlines()[0]
         raise DataError(f"{logs_dir}: a log cannot be read: {reason}; `tactful check` names the file") from None
+
+
+@contextmanager
+def _writing(features_dir: Path) -> Iterator[None]:
+    """Turn what DuckDB says of a full disk into a StoreError."""
+    try:
+        yield
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        reason = str(error).splitlines()[0]
+        raise StoreError(
+            f"{features_dir}: snapshots could not be built: {reason}; make room, then run the same command again: what "
+            "is finished is kept"
+        ) from None
 
 
 def _files(folder: Path, since: date | None, until: date) -> list[str]:

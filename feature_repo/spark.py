@@ -12,12 +12,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
+from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlglot
 from sqlglot import exp
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
 UNREADABLE = "`tactful check` names a log file that cannot be read; then "
 CHUNK_DAYS = 32  # computed by one job; bounds what Spark spills
 SQL_TYPES = {"string": "STRING", "timestamp": "TIMESTAMP", "integer": "BIGINT", "float": "DOUBLE"}
+
+_ARROW_TYPES = {"BIGINT": pa.int64, "DOUBLE": pa.float64, "BOOLEAN": pa.bool_, "STRING": pa.string}
 
 DEFAULTS = {
     "spark.master": "local[2,4]",  # two workers; a task is tried four times, so a killed worker costs time only
@@ -61,6 +66,7 @@ def session() -> SparkSession:
         StoreError: PySpark or Java is not installed, or Spark does not start.
     """
     try:
+        from py4j.protocol import Py4JError  # type: ignore[import-not-found]
         from pyspark import SparkConf  # type: ignore[import-not-found]
         from pyspark.errors import PySparkException  # type: ignore[import-not-found]
         from pyspark.sql import SparkSession
@@ -78,7 +84,7 @@ def session() -> SparkSession:
             conf.setIfMissing(name, value)
     try:
         spark = SparkSession.builder.config(conf=conf.setAll(list(REQUIRED.items()))).getOrCreate()
-    except (PySparkException, OSError) as error:
+    except (PySparkException, Py4JError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise StoreError(f"Spark at {master} does not start: {reason}; see its own log") from None
     if spark.conf.get("spark.sql.session.timeZone") != "UTC":  # a session of somebody else, begun before
@@ -135,17 +141,53 @@ def uri(path: Path | str) -> str:
 @contextmanager
 def failing(told: str, advice: str = "") -> Iterator[None]:
     """Turn what Spark says of a failed job into our error, beginning with `told`; nothing is in place by then."""
-    from py4j.protocol import Py4JError  # type: ignore[import-not-found]
+    from py4j.protocol import Py4JError
     from pyspark.errors import PySparkException
 
     try:
         yield
-    except (PySparkException, Py4JError) as error:
+    except (PySparkException, Py4JError, OSError, EOFError) as error:  # the last two: Spark is gone, or a disk is full
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         ours = [line.partition("Error: ")[2] for line in lines if line.startswith("campaign.")]
         causes = [line for line in lines if line.startswith("Caused by")]
         reason = ours[0] if ours else (causes or lines or [type(error).__name__])[-1 if causes else 0][:500]
         raise DataError(f"{told}: {reason}; {advice}run the same command again: what is finished is kept") from None
+
+
+def appended(frame: DataFrame, types: Mapping[str, str], compute: Callable[[pd.DataFrame], pd.DataFrame]) -> DataFrame:
+    """The rows with more columns: `types` in SQL, `compute` on batches of rows gives their values."""
+
+    def append(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            if batch.num_rows:
+                columns = compute(batch.to_pandas())
+                for name, kind in types.items():
+                    batch = batch.append_column(name, pa.array(columns[name], _ARROW_TYPES[kind]()))
+                yield batch
+
+    nulls = (f"CAST(NULL AS {kind}) AS {name}" for name, kind in types.items())
+    return frame.mapInArrow(append, frame.selectExpr("*", *nulls).schema)
+
+
+def read_files(spark: SparkSession, pattern: str) -> DataFrame:
+    """Parquet files that have the same columns.
+
+    Spark takes the columns of one file, and without a word gives nulls where another lacks them.
+
+    Raises: StoreError: there is no file, or columns are not those of the newest one.
+    """
+    files = sorted(glob(pattern))
+    if not files:
+        raise StoreError(f"{pattern}: no such file; run `tactful features`")
+    newest = set(pq.read_schema(files[-1]).names)
+    for file in files:
+        other = newest ^ set(pq.read_schema(file).names)
+        if other:
+            raise StoreError(
+                f"{file}: columns {sorted(other)} are in this file or in {files[-1]}, not in both; files of another "
+                "version: move them away, and build them again (`tactful features`)"
+            )
+    return spark.read.parquet(*map(uri, files))
 
 
 def read_log(spark: SparkSession, log: str, files: list[str]) -> DataFrame:

@@ -8,7 +8,6 @@ view anew. Ibis writes Spark's SQL; only the ASOF join, which Spark has not, is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from glob import glob
 from typing import TYPE_CHECKING, Any, Literal
 
 import ibis
@@ -32,7 +31,7 @@ from feature_repo.offline import (
     join,
 )
 from feature_repo.online import UNKNOWN_HOUR, UNKNOWN_SURFACE
-from feature_repo.spark import session, uri
+from feature_repo.spark import read_files, session
 from feature_repo.store import feature_schema
 
 if TYPE_CHECKING:
@@ -142,7 +141,7 @@ def _joined(entities: DataFrame, when: str, views: list[Asked], created_filter: 
     tables: Any = ibis.pyspark.connect(spark)
 
     def read(source: FileSource) -> Table:
-        spark.read.parquet(*map(uri, sorted(glob(source.path)))).createOrReplaceTempView(f"source_{source.name}")
+        read_files(spark, source.path).createOrReplaceTempView(f"source_{source.name}")
         return tables.table(f"source_{source.name}")
 
     entities.createOrReplaceTempView("entities")

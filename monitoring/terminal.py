@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 DATE = ["%Y-%m-%d"]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EISDIR, errno.ENOTDIR}
+MACHINE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EISDIR, errno.ENOTDIR}
 """What a full or locked disk says: not a bug."""
 
 out = Console(highlight=False)

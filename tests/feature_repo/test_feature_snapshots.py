@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import signal
 import subprocess
@@ -286,3 +287,24 @@ def test_stale_days_end_where_a_log_is_forgotten() -> None:
     assert max(found["users/date=2026-01-10/a.parquet"]) == built[-1]
     assert min(found["users/date=2026-01-10/a.parquet"]) == date(2026, 1, 11)
     assert stale_days(now, now, built) == stale_days(None, now, built) == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
+def test_build_says_that_the_disk_is_full_and_goes_on_when_there_is_room(small: Path, tmp_path: Path) -> None:
+    features = tmp_path / "features"
+    features.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60k", "tmpfs", str(features)], check=True)
+    try:
+        with pytest.raises(
+            StoreError, match=r"snapshots could not be built: .*No space left.*what is finished is kept"
+        ):
+            build_snapshots(small, features)
+        assert not (features / ".building").exists()
+        kept = contents(features)
+        subprocess.run(["mount", "-o", "remount,size=64m", str(features)], check=True)
+        build_snapshots(small, features)
+        build_snapshots(small, tmp_path / "other")
+        assert contents(features) == contents(tmp_path / "other")
+        assert kept.items() <= contents(features).items()
+    finally:
+        subprocess.run(["umount", str(features)], check=True)
