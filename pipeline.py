@@ -164,7 +164,7 @@ def features(
     Checks new log files first. Builds under data/features the days that are missing, and those whose logs changed.
     """
     from feature_repo.contracts import ingest
-    from feature_repo.snapshots import build_snapshots
+    from feature_repo.snapshots import build_snapshots, chosen_engine
 
     logs.bring()
     bad = ingest(data_dir() / "logs", data_dir() / "quarantine")
@@ -180,7 +180,7 @@ def features(
             data_dir() / "logs",
             data_dir() / "features",
             until.date() if until else None,
-            engine=os.environ.get("TACTFUL_ENGINE", "duckdb"),
+            engine=chosen_engine(),
             progress=progress,
             tell=lambda sentence: out.print(sentence, markup=False, soft_wrap=True),
         )
@@ -222,17 +222,20 @@ def train(
             "guardrails of campaign.toml.",
         ),
     ] = False,
+    processes: Annotated[
+        int, typer.Option(min=1, help="Train in so many processes, where decisions do not fit in memory.")
+    ] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Matured decisions -> network -> policy -> challenger.
 
     The model goes to the BentoML store, its report to data/reports.
     """
-    result = _train(load_campaign(), as_of.replace(tzinfo=UTC) if as_of else logs.end(), keep_network)
+    result = _train(load_campaign(), as_of.replace(tzinfo=UTC) if as_of else logs.end(), keep_network, processes)
     answer(as_json, result.summary(), result.text())
 
 
-def _train(campaign: Campaign, as_of: datetime, keep_network: bool = False) -> Challenger:
+def _train(campaign: Campaign, as_of: datetime, keep_network: bool = False, processes: int = 1) -> Challenger:
     from models.challenger import train_challenger
     from models.forward import NumpyModel
     from models.registry import model_path
@@ -240,7 +243,13 @@ def _train(campaign: Campaign, as_of: datetime, keep_network: bool = False) -> C
     keep = NumpyModel.load(model_path(required_champion())) if keep_network else None
     with bar("training the network") as progress:
         return train_challenger(
-            campaign, as_of, data_dir(), finish=lambda *parts: _finish(campaign, *parts), progress=progress, keep=keep
+            campaign,
+            as_of,
+            data_dir(),
+            finish=lambda *parts: _finish(campaign, *parts),
+            progress=progress,
+            keep=keep,
+            processes=processes,
         )
 
 
@@ -255,7 +264,8 @@ def _finish(campaign: Campaign, folder: Path, model: NumpyModel, frame: pd.DataF
     kinds = {feature.name: feature.kind for feature in model.spec.features}
     days = (frame["decided_at"].max() - frame["decided_at"].min()) / timedelta(days=1)
     moving = moving_features(list(kinds), frame["decided_at"].min(), logs.first_and_last()[0])
-    profile = build_profile(frame, kinds, campaign, weeks=max(days / 7, 1.0), ignore=moving)
+    sampled = json.loads((folder / "model.json").read_text(encoding="utf-8"))["data_window"].get("sampled", 1.0)
+    profile = build_profile(frame, kinds, campaign, weeks=sampled * max(days / 7, 1.0), ignore=moving)
     write_json(folder / "reference_profile.json", profile)
     write_probe(folder, model, columns_of(frame.head(16), kinds))
 

@@ -7,31 +7,31 @@ comes from `evaluate`. The split is by salted hash of the user, so a later model
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from campaign import Campaign, DataError
 from feature_repo.atomic import replacing, write_text
-from feature_repo.snapshots import on_spark
 from feature_repo.store import FeatureSchema, feature_schema, open_store
 from models.choice import Choice
 from models.drivers import drivers
 from models.explain import explain
 from models.forward import NumpyModel
-from models.frame import read_decisions, training_frame
 from models.log_checks import check_log, require_valid
 from models.predictions import prediction_columns
 from models.registry import pack
 from models.spec import FitSpec, columns_of
-from models.splits import split_of
-from models.worth import SEND_NOTHING, choose_and_evaluate, headline, rival_arms, rivals
+from models.worth import SEND_NOTHING, choose_and_evaluate, fit_rivals, headline, rival_arms
+
+if TYPE_CHECKING:
+    from models.baselines import Baseline
 
 Progress = Callable[[int, int], None]
 # adds files to a model folder before it is packed: folder, model, rows with features and predictions
@@ -88,6 +88,7 @@ def train_challenger(
     keep: NumpyModel | None = None,
     since: datetime | None = None,
     page: bool = True,
+    processes: int = 1,
 ) -> Challenger:
     """Train on what was known at `as_of`, choose a policy, evaluate it, report it, pack it as the challenger.
 
@@ -102,33 +103,34 @@ def train_challenger(
         since: the world changed then. Where enough decisions since have matured, they alone choose, grade and describe
             the challenger, at its score's own cut: the gate tests the guardrails on more of them than `select` has.
         page: draw report.html, which takes seconds.
+        processes: that train the network together, where there are too many decisions for memory.
     """
     store = open_store()
     schema = feature_schema(store)
-    frame = _training_frame(store, campaign, data, as_of)
-    frame["split"] = split_of(frame["user_id"], campaign.splits)
-    return fit_and_report(
-        campaign,
-        frame,
-        schema,
-        data,
-        finish=finish,
-        progress=progress,
-        champion=champion,
-        keep=keep,
-        since=since,
-        page=page,
-    )
+    options: dict[str, Any] = {"finish": finish, "progress": progress, "champion": champion, "keep": keep}
+    options |= {"since": since, "page": page}
+    from models import streamed
+
+    frame = streamed.frame_in_memory(store, campaign, data, as_of)
+    if frame is None:
+        return streamed.train_streamed(campaign, data / "frame", schema, data, processes=processes, **options)
+    return fit_and_report(campaign, frame, schema, data, **options)
 
 
-def _training_frame(store: Any, campaign: Campaign, data: Path, as_of: datetime) -> pd.DataFrame:
-    """The frame, made where $TACTFUL_ENGINE says."""
-    if not on_spark():
-        return training_frame(store, read_decisions(data / "decisions"), campaign, data / "logs", as_of)
-    from models.spark_frame import read_frame, write_training_frame  # only here: most machines have no PySpark
+@dataclass(frozen=True)
+class Whole:
+    """What a frame is a sample of, where there are too many decisions for memory.
 
-    write_training_frame(store, data / "decisions", campaign, data / "logs", as_of, data / "frame")
-    return read_frame(data / "frame")
+    Attributes:
+        start: how the network came to be.
+        window: first and last decision, how many, and the share of them that the sample is.
+        values: the table of values of all `evaluate` users, from the network, the simpler models and the choice; None:
+            those of the sample stand for all.
+    """
+
+    start: str
+    window: Mapping[str, Any]
+    values: Callable[[NumpyModel, Mapping[str, Baseline], Choice], pd.DataFrame] | None
 
 
 def fit_and_report(
@@ -143,8 +145,9 @@ def fit_and_report(
     keep: NumpyModel | None = None,
     since: datetime | None = None,
     page: bool = True,
+    whole: Whole | None = None,
 ) -> Challenger:
-    """`train_challenger` from a frame that is already there (columns of `training_frame`, and `split`)."""
+    """`train_challenger` from a frame that is already there (columns of `training_frame`, and `split`), or a sample."""
     from models.method import shortfall
     from models.report import training_report
     from models.starts import fit_starts, keep_network, of_the_change
@@ -158,20 +161,26 @@ def fit_and_report(
     else:
         start, fitted, honest = keep_network(campaign, frame, spec, keep)
     mu_hat = fitted.predict(frame)
-    rival, now = rivals(frame, spec), np.ones(len(frame), dtype=bool) if changed is None else changed
+    simple = fit_rivals(frame, spec)
+    rival = {name: model.predict(frame) for name, model in simple.items()}
+    now = np.ones(len(frame), dtype=bool) if changed is None else changed
     choice, values = choose_and_evaluate(
         campaign,
         *_rows(now, frame, mu_hat),
         {name: other[now] for name, other in rival.items()},
         own_cut=changed is not None,
     )
+    if whole and whole.values:
+        values = whole.values(fitted.model, simple, choice)
     simpler = rival_arms(campaign, rival)
     predicted = pd.concat([frame, _predictions(campaign, mu_hat, choice), simpler], axis=1)
     judged = pd.concat([frame, _predictions(campaign, honest.mu_hat, choice), simpler], axis=1)[honest.rows]
     predicted, mu_hat = _rows(now, predicted, mu_hat)
     with TemporaryDirectory() as scratch:
         folder = Path(scratch) / "model"
-        fitted.save(folder, _extra(campaign, schema, frame, choice, values) | {"start": start})
+        window = whole.window if whole else data_window(frame)
+        start = whole.start if whole else start
+        fitted.save(folder, _extra(campaign, schema, choice, values) | {"start": start, "data_window": window})
         if finish is not None:
             finish(folder, fitted.model, predicted)
         tag = pack(folder)
@@ -236,9 +245,12 @@ def _predictions(campaign: Campaign, mu_hat: np.ndarray, choice: Choice) -> pd.D
     return prediction_columns(mu_hat, campaign.arm_names, weights, campaign.costs, choice.threshold)
 
 
-def _extra(
-    campaign: Campaign, schema: FeatureSchema, frame: pd.DataFrame, choice: Choice, values: pd.DataFrame
-) -> dict[str, Any]:
+def data_window(frame: pd.DataFrame) -> dict[str, Any]:
+    """First and last decision that a model was made of, and how many there were."""
+    return {"from": str(frame["decided_at"].min()), "to": str(frame["decided_at"].max()), "n": len(frame)}
+
+
+def _extra(campaign: Campaign, schema: FeatureSchema, choice: Choice, values: pd.DataFrame) -> dict[str, Any]:
     """The keys of model.json that the network does not know: what it answers, from which data, how well."""
     weighted = headline(values)
     return {
@@ -246,11 +258,6 @@ def _extra(
         "campaign_hash": campaign.hash,
         "feature_service": schema.service,
         "feature_schema_hash": schema.hash,
-        "data_window": {
-            "from": str(frame["decided_at"].min()),
-            "to": str(frame["decided_at"].max()),
-            "n": len(frame),
-        },
         "policy": {"threshold": min(float(choice.threshold), SEND_NOTHING), "reason": choice.reason},
         "metrics": {row.policy: {"value": row.value, "se": row.se} for row in weighted.itertuples()},
         "versions": {"numpy": np.__version__, "pandas": pd.__version__},

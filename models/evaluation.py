@@ -82,7 +82,7 @@ def evaluate(
     estimators, baselines = tuple(dict.fromkeys(estimators)), tuple(dict.fromkeys(baselines))
     sample, targets = prepare(log, policies, outcomes, arm, propensity, cluster, estimators, features, mu_hat, costs)
     if cluster is not None:  # rows that are said to be independent may hide users who keep their arm
-        _check_weights(sample, propensity)
+        check_weights(weight_sums(sample), len(sample), propensity)
     parts = segment_rows(log, segments, sample.cluster)
     return evaluate_sample(sample, targets, outcomes, parts, estimators, baselines, alpha)[COLUMNS]
 
@@ -142,32 +142,47 @@ def prepare(
     if features is not None and not isinstance(features, pd.DataFrame):
         _check_leaks(features, [arm, propensity, *(o.name for o in outcomes)])
     n_arms = len(sample.costs)
-    added: dict[str, Policy | np.ndarray] = {"send_all": SendAll(), "send_none": SendNone()}
-    if n_arms > 2:
-        added |= {f"send_all_{a}": SendAll(a) for a in range(1, n_arms)}
-    taken = [name for name in policies if name in added]
-    if taken:
-        raise DataError(f"policy name {taken[0]!r} is taken: evaluate adds {', '.join(added)} itself; choose another")
-    targets = [resolve(name, policy, log, n_arms) for name, policy in {**policies, **added}.items()]
+    asked = with_constants(policies, n_arms)
+    targets = [resolve(name, policy, log, n_arms) for name, policy in asked.items()]
     if mu_hat is None and {"dr", "sndr", "dm"} & set(estimators):
         predicted = arm_means(sample) if given is None else cross_fit(given, sample, [o.kind for o in outcomes])
         sample = Sample(**{**vars(sample), "mu_hat": predicted})
     return sample, targets
 
 
-def _check_weights(sample: Sample, propensity: str) -> None:
+def with_constants(policies: Mapping[str, Any], n_arms: int) -> dict[str, Any]:
+    """The policies, and those that do the same with everybody (DataError: a name of theirs is taken)."""
+    added: dict[str, Policy] = {"send_all": SendAll(), "send_none": SendNone()}
+    if n_arms > 2:
+        added |= {f"send_all_{a}": SendAll(a) for a in range(1, n_arms)}
+    taken = [name for name in policies if name in added]
+    if taken:
+        raise DataError(f"policy name {taken[0]!r} is taken: evaluate adds {', '.join(added)} itself; choose another")
+    return {**policies, **added}
+
+
+def weight_sums(sample: Sample) -> np.ndarray:
+    """Weights 1 / propensity of each arm's rows: their sum, and the sum over users of (theirs - their rows) squared.
+
+    Returns: shape (n_arms, 2); those of parts with whole users add up.
+    """
+    weight, sums = 1 / sample.propensity, np.zeros((len(sample.costs), 2))
+    for arm in range(len(sums)):
+        own = np.where(sample.arm == arm, weight, 0.0)
+        sums[arm] = own.sum(), cluster_sums(own[:, None] - 1, sample.cluster)[1][0, 0]
+    return sums
+
+
+def check_weights(sums: np.ndarray, n: int, propensity: str) -> None:
     """Raise DataError where weights average far from 1: the column holds another probability than the arm's own.
 
     Of several message arms only control is asked: the others need not be possible for every row.
     """
-    weight = 1 / sample.propensity
-    mean = np.bincount(sample.arm, weight, minlength=2) / len(sample)
+    mean = sums[:, 0] / n
     if not mean.all():
         return
-    for arm in [a for a in range(2 if len(sample.costs) == 2 else 1) if abs(mean[a] - 1) > FAR]:
-        surplus = np.where(sample.arm == arm, weight, 0.0) - 1
-        total, square = cluster_sums(surplus[:, None], sample.cluster)
-        z = float(total[0]) / max(float(np.sqrt(square[0, 0])), 1e-12)
+    for arm in [a for a in range(2 if len(sums) == 2 else 1) if abs(mean[a] - 1) > FAR]:
+        z = (sums[arm, 0] - n) / max(float(np.sqrt(sums[arm, 1])), 1e-12)
         if abs(z) > FAR_Z:
             raise DataError(
                 f"{propensity} does not fit the arms: rows of arm {arm} weighted by 1 / {propensity} make up "

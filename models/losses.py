@@ -54,9 +54,15 @@ def factual_loss(
     return total / outcome.shape[0]
 
 
-def spread_penalty(logits: Tensor) -> Tensor:
-    """Variance over the batch of each arm's difference to control, summed over members, arms and outcomes."""
+def spread_penalty(logits: Tensor, mean: Tensor | None = None) -> Tensor:
+    """Variance over the batch of each arm's difference to control, summed over members, arms and outcomes.
+
+    `mean` is that of the logits over a batch of which these rows are a share: the weighted sum of the shares' answers
+    is the variance, and of their gradients its gradient, for deviations from the mean add up to 0.
+    """
     difference = logits[:, :, 1:] - logits[:, :, :1]
+    if mean is not None:
+        return (difference - (mean[:, :, 1:] - mean[:, :, :1])).square().mean(dim=1).sum()
     return difference.var(dim=1, unbiased=False).sum()
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models import losses
+from models import losses, parallel
 from models.encode import Encoded, Tensors
 from models.forward import unpack
 from models.linear import base
@@ -101,7 +101,7 @@ def shuffled(
     others = rows.fold[order] != np.arange(members)[:, None]  # member k learns from every fold but k
     weights = torch.from_numpy((others * weight * members / (members - 1)).astype(np.float32))
     for i in range(0, len(order), batch):
-        part = slice(i, i + batch)
+        part = parallel.own(i, min(i + batch, len(order)))
         rules = torch.from_numpy(unpack(bits[part], start))
         yield torch.from_numpy(dense[part]), rules, arm[part], outcome[part], weights[:, part]
 
@@ -118,8 +118,10 @@ def _loss(
 
     def loss(dense: Tensor, rules: Tensor, arm: Tensor, outcome: Tensor, weight: Tensor) -> Tensor:
         logits = net(dense, rules)
+        share, mean = parallel.share_and_mean(logits)
         fit = losses.factual_loss(logits, arm, outcome, weight, scale, binary)
-        return fit + spread * losses.spread_penalty(logits) + l1 * losses.sparsity_penalty(net, rule_strength)
+        brakes = spread * losses.spread_penalty(logits, mean) + l1 * losses.sparsity_penalty(net, rule_strength)
+        return share * (fit + brakes)
 
     return loss
 
@@ -140,6 +142,7 @@ def _optimiser(net: UpliftNet, spec: FitSpec, steps: int) -> Callable[[Tensor], 
     def step(loss: Tensor) -> None:
         adam.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
+        parallel.add_gradients([*net.decayed(), *net.biases()])
         adam.step()
         schedule.step()
 

@@ -7,11 +7,12 @@ from the join of feature_repo/spark_join.py, outcomes from the SQL of models/out
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -22,6 +23,7 @@ from feature_repo.spark_join import historical_features
 from feature_repo.store import feature_schema
 from models.frame import COLUMNS, decision_files, sieve
 from models.outcomes import MEASURES, outcome_files, outcome_sql, outcome_values
+from models.splits import split_of
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame  # type: ignore[import-not-found]
@@ -40,9 +42,15 @@ NOT_KEPT = ("salts", "experiment")
 
 
 def write_training_frame(
-    store: Any, decisions_dir: Path, campaign: Campaign, logs_dir: Path, as_of: datetime, out: Path
+    store: Any,
+    decisions_dir: Path,
+    campaign: Campaign,
+    logs_dir: Path,
+    as_of: datetime,
+    out: Path,
+    keep: Callable[[pd.DataFrame], np.ndarray] | None = None,
 ) -> int:
-    """Write `models.frame.training_frame` as a folder of Parquet files, which `models.stream.fit_parquet` reads.
+    """Write `models.frame.training_frame` as files `split=<train|select|evaluate>/*.parquet`.
 
     Args:
         store: an applied feature store.
@@ -51,6 +59,7 @@ def write_training_frame(
         logs_dir: raw logs.
         as_of: nothing that arrived at this instant or later is used.
         out: replaced when everything is written; on a file system that all workers share.
+        keep: which of the decisions that count are wanted; shape (n,), bool. Default: all.
 
     Returns: number of rows.
     Raises: DataError: as `training_frame`; Spark cannot read something.
@@ -59,34 +68,52 @@ def write_training_frame(
     steps = out.with_name(f".{out.name}.steps")
     with replacing(out) as aside, engine.failing(f"{out}: Spark could not make the frame", engine.UNREADABLE):
         # written down between the steps: what is on disk need not be computed again when a worker dies
-        counted = _written(_counted(decisions_dir, campaign, as_of), steps / "decisions")
+        counted = written(_counted(decisions_dir, campaign, as_of), steps / "decisions")
         if counted.isEmpty():
             raise DataError(f"{decisions_dir}: no usable decision by {as_of}; `tactful train` without Spark counts why")
+        if keep is not None:
+            counted = _kept(counted, keep)
         entities = counted.withColumn("event_timestamp", counted["decided_at"])
         known = " OR ".join(f"{name} IS NOT NULL" for name in schema.views)
         frame = historical_features(store, entities).where(known)
         for outcome in campaign.outcome:
-            y = _written(_measured(counted, logs_dir, outcome, as_of), steps / outcome.name)
+            y = written(_measured(counted, logs_dir, outcome, as_of), steps / outcome.name)
             frame = frame.join(y, "decision_id")
-        rows: int = _written(frame, aside).count()
+        frame.write.partitionBy("split").parquet(engine.uri(aside))
+        rows: int = frame.sparkSession.read.parquet(engine.uri(aside)).count()
     shutil.rmtree(steps)
     return rows
 
 
 def read_frame(folder: Path) -> pd.DataFrame:
-    """The frame in memory, its rows in the order of `models.frame.training_frame`."""
-    return pd.read_parquet(folder).sort_values(["decided_at", "decision_id"], ignore_index=True)
+    """The frame in memory with its `split`, its rows in the order of `models.frame.training_frame`."""
+    frame = pd.read_parquet(folder).sort_values(["decided_at", "decision_id"], ignore_index=True)
+    return frame.assign(split=frame["split"].astype(object))
 
 
-def _written(frame: DataFrame, folder: Path) -> DataFrame:
+def written(frame: DataFrame, folder: Path) -> DataFrame:
+    """The frame, computed: read back from the Parquet files of a folder that is written anew."""
     frame.write.mode("overwrite").parquet(engine.uri(folder))
     return frame.sparkSession.read.parquet(engine.uri(folder))
 
 
+def spark_decisions(decisions_dir: Path) -> DataFrame:
+    """Every compacted decision, also one that is there twice; a column that a file has not is null."""
+    kinds = ", ".join(f"{name} {SQL_TYPES.get(name, 'STRING')}" for name in COLUMNS)
+    return engine.session().read.schema(kinds).parquet(*map(engine.uri, decision_files(decisions_dir)))
+
+
+def _kept(decisions: DataFrame, keep: Callable[[pd.DataFrame], np.ndarray]) -> DataFrame:
+    def kept(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            yield batch.filter(pa.array(keep(batch.to_pandas())))
+
+    return decisions.mapInArrow(kept, decisions.schema)
+
+
 def _counted(decisions_dir: Path, campaign: Campaign, as_of: datetime) -> DataFrame:
     """Decisions that count, by `models.frame.sieve`; a user's decisions meet in one task."""
-    kinds = ", ".join(f"{name} {SQL_TYPES.get(name, 'STRING')}" for name in COLUMNS)
-    decisions = engine.session().read.schema(kinds).parquet(*map(engine.uri, decision_files(decisions_dir)))
+    decisions = spark_decisions(decisions_dir)
     tasks = max(1, decisions.count() // USERS_OF_TASK)
     arms = len(campaign.arm)
 
@@ -101,9 +128,12 @@ def _counted(decisions_dir: Path, campaign: Campaign, as_of: datetime) -> DataFr
         if len(unknown):
             first = unknown.iloc[0]
             raise DataError(f"decision {first['decision_id']}: arm {first['arm']}; campaign.toml has 0..{arms - 1}")
-        yield from pa.Table.from_pandas(kept, table.schema, preserve_index=False).to_batches()
+        kept["split"] = split_of(kept["user_id"], campaign.splits)
+        schema = table.schema.append(pa.field("split", pa.string()))
+        yield from pa.Table.from_pandas(kept, schema, preserve_index=False).to_batches()
 
-    kept = decisions.repartition(tasks, "user_id").mapInArrow(counted, decisions.schema)
+    answer = decisions.selectExpr("*", "CAST(NULL AS STRING) AS split").schema
+    kept = decisions.repartition(tasks, "user_id").mapInArrow(counted, answer)
     return kept.drop(*NOT_KEPT)
 
 

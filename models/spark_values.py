@@ -20,7 +20,8 @@ from feature_repo import spark as engine
 from models.cells import MAX_CELLS, Kinds
 from models.decision_log import Outcome, read_sample
 from models.estimators import Moments, Sample
-from models.evaluation import BASELINES, segment_rows
+from models.evaluation import BASELINES, check_weights, segment_rows, weight_sums, with_constants
+from models.inputs import check_alpha, check_names
 from models.intervals import Cells
 from models.policy import Policy, RandomShare, SendAll, SendNone, Target, Threshold
 from models.predictions import mu_hat_of
@@ -46,8 +47,8 @@ class _Question:
     costs: Sequence[float]
     alpha: float
 
-    def parts(self, log: pd.DataFrame, shift: np.ndarray) -> list[Part]:
-        """The parts of a whole number of users, with their sums."""
+    def sums(self, log: pd.DataFrame, shift: np.ndarray) -> tuple[Sums, np.ndarray]:
+        """The sums of a whole number of users, and those of their weights."""
         mu_hat = mu_hat_of(log, self.arms, [o.name for o in self.outcomes])
         sample = read_sample(
             log,
@@ -63,10 +64,11 @@ class _Question:
         outcome = np.array([log[o.name].to_numpy(dtype=float) for o in self.outcomes]) - shift[:, None]
         sample = replace(sample, outcome=outcome, shift=shift)
         targets = [_target(name, policy, log, len(self.arms)) for name, policy in self.policies.items()]
-        return [
+        parts = [
             Part(sample, targets, Kinds.of(targets), self.outcomes, self.estimators, self.alpha, segment, rows)
             for segment, rows in segment_rows(log, self.segments, sample.cluster)
         ]
+        return {part.segment: (part.sums, part.cells) for part in parts}, weight_sums(sample)
 
     def table(self, segment: str, sums: tuple[Moments, Cells], shift: np.ndarray) -> list[list[object]]:
         """Rows of the answer, from the sums of one segment."""
@@ -109,7 +111,9 @@ def evaluate_on_spark(
     Returns: the table of `evaluate`; send_none and send_all are added and compared with.
     Raises: DataError: as `evaluate`; too many policies; Spark cannot read the rows.
     """
-    asked: dict[str, Policy] = {**policies, "send_all": SendAll(), "send_none": SendNone()}
+    check_names(segments=segments, estimators=estimators)
+    check_alpha(alpha)
+    asked: dict[str, Policy] = with_constants(policies, len(arms))
     _check_policies(asked, len(arms))
     question = _Question(asked, outcomes, arms, cluster, segments, estimators, costs or [0.0] * len(arms), alpha)
     with engine.failing("Spark could not evaluate"):
@@ -121,17 +125,20 @@ def evaluate_on_spark(
         def sums(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             parts = [batch for batch in batches if batch.num_rows]
             if parts:
-                found = question.parts(pa.Table.from_batches(parts).to_pandas(), shift)
-                made: Sums = {part.segment: (part.sums, part.cells) for part in found}
+                made = question.sums(pa.Table.from_batches(parts).to_pandas(), shift)
                 yield pa.RecordBatch.from_pydict({"sums": [pickle.dumps(made)]})
 
         tasks = 1 + whole.n // ROWS_OF_TASK
         answers = log.repartition(tasks, cluster).mapInArrow(sums, "sums BINARY").collect()
     total: Sums = {}
+    weights = np.zeros((len(arms), 2))
     for answer in answers:
-        for segment, (moments, cells) in pickle.loads(answer.sums).items():
+        made, of_weights = pickle.loads(answer.sums)
+        weights += of_weights
+        for segment, (moments, cells) in made.items():
             before = total.get(segment)
             total[segment] = (moments, cells) if before is None else (before[0] + moments, before[1] + cells)
+    check_weights(weights, whole.n, "propensity")
     names = sorted(total, key=lambda name: (name != "", [name.startswith(f"{s}=") for s in segments][::-1], name))
     rows = [row for name in names for row in question.table(name, total[name], shift)]
     return pd.DataFrame(rows, columns=[*COLUMNS, "n_eff"])[COLUMNS]

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from campaign import DataError
 from models import encode as enc
+from models.explain import background
 from models.forward import NumpyModel
 from models.optimise import Progress, TrainingRows, optimise
 from models.spec import FitSpec, columns_of, labels_of
@@ -65,7 +66,8 @@ def fit_parquet(files: Sequence[Path | str], spec: FitSpec, *, progress: Progres
                 yield block(file, group, index, frame)
 
     tensors = start.tensors | units | optimise(rows, start.tensors, spec, progress, blocks, n)
-    return finish(rows, labels.outcome, tensors, start.features, spec, n)[0]
+    model, _ = finish(rows, labels.outcome, tensors, start.features, spec, n)
+    return NumpyModel(model.spec, model.tensors | background(model, columns, spec.seed))
 
 
 def _names(spec: FitSpec) -> list[str]:

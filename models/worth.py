@@ -6,9 +6,9 @@ The threshold comes from `select` users, what is reported from `evaluate` users;
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -22,19 +22,22 @@ from models.policy import Policy, Threshold, response_baseline
 from models.predictions import policy_arm, scores
 from models.spec import FitSpec
 
+if TYPE_CHECKING:
+    from models.baselines import Baseline
+
 SEND_NOTHING = sys.float_info.max  # threshold that no score exceeds; JSON has no infinity
 RESPONSE = "response model"
 
 
-def rivals(frame: pd.DataFrame, spec: FitSpec) -> dict[str, np.ndarray]:
-    """Predictions of the simpler models, trained on the same rows; name -> mu_hat (n, n_arms, n_outcomes)."""
+def fit_rivals(frame: pd.DataFrame, spec: FitSpec) -> dict[str, Baseline]:
+    """The simpler models by name, trained on the same rows."""
     from models.baselines import fit_lightgbm_s, fit_linear_t, fit_response
 
     train = frame[frame["split"] == "train"]
     return {
-        RESPONSE: fit_response(train, spec).predict(frame),
-        "linear T-learner": fit_linear_t(train, spec).predict(frame),
-        "LightGBM S-learner": fit_lightgbm_s(train, spec).predict(frame),
+        RESPONSE: fit_response(train, spec),
+        "linear T-learner": fit_linear_t(train, spec),
+        "LightGBM S-learner": fit_lightgbm_s(train, spec),
     }
 
 
@@ -107,7 +110,7 @@ def rival_arms(campaign: Campaign, rival: Mapping[str, np.ndarray]) -> pd.DataFr
     )
 
 
-def policy_of(choice: Choice, score: np.ndarray) -> Threshold:
+def policy_of(choice: Choice, score: np.ndarray | Sequence[str]) -> Threshold:
     """The chosen policy on other rows; an infinite threshold sends nothing."""
     return Threshold(score, min(choice.threshold, SEND_NOTHING))
 

@@ -97,7 +97,11 @@ def pack_models(folder: Path, n: int, size: dict[str, int]) -> None:
             "feature_service": schema.service,
             "feature_schema_hash": schema.hash,
             "policy": {"threshold": 0.0},
-            "data_window": {"from": str(END - timedelta(days=DAYS)), "to": str(END), "n": len(frame)},
+            "data_window": {
+                "from": f"{END - timedelta(days=DAYS)} 00:00:00+00:00",
+                "to": f"{END} 00:00:00+00:00",
+                "n": len(frame),
+            },
             "metrics": {},
         }
         fitted = fit(frame, spec)

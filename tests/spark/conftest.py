@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-for folder in ("feature_repo", "bentos", "monitoring"):
+for folder in ("feature_repo", "bentos", "monitoring", "models"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
 
 RULES = (

@@ -17,6 +17,7 @@ from models.frame import read_decisions, training_frame
 from models.predictions import predict_frame
 from models.spark_frame import read_frame, write_training_frame
 from models.spec import FitSpec
+from models.splits import split_of
 from models.stream import fit_parquet
 
 
@@ -39,6 +40,7 @@ def frames(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.Da
 def test_spark_frame_equals_local(frames: tuple[pd.DataFrame, Path]) -> None:
     local, out = frames
     found = read_frame(out)
+    assert found.pop("split").tolist() == split_of(local["user_id"], load_campaign().splits).tolist()
     assert sorted(found.columns) == sorted(local.columns)
     assert len(local) > 200
     assert local["decision_id"].is_unique
@@ -57,7 +59,7 @@ def test_spark_frame_equals_local(frames: tuple[pd.DataFrame, Path]) -> None:
 @pytest.mark.filterwarnings("ignore:arm .* has .* rows")
 def test_spark_frame_streams_into_training(frames: tuple[pd.DataFrame, Path], tmp_path: Path) -> None:
     local, out = frames
-    files = sorted(out.glob("part-*.parquet"))
+    files = sorted(out.glob("*/part-*.parquet"))
     in_order = pd.concat(pd.read_parquet(file) for file in files)["decision_id"]
     local.set_index("decision_id").loc[in_order].reset_index().to_parquet(tmp_path / "local.parquet", index=False)
     pd.concat(pd.read_parquet(file) for file in files).to_parquet(tmp_path / "spark.parquet", index=False)
