@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable
 from datetime import date, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from campaign import Campaign, DataError
+from feature_repo.snapshots import on_spark
 from feature_repo.store import feature_schema, open_store
 from models.forward import NumpyModel
 from models.frame import countable, decision_features, known_users, read_decisions
@@ -19,6 +22,8 @@ from models.outcomes import measure_outcomes
 from models.predictions import predict_frame, prediction_columns
 from models.registry import model_path, required_champion
 from models.splits import split_of
+from monitoring.profile import Profile
+from monitoring.week_sums import WeekSums
 from monitoring.weekly import WeekInputs
 
 REFERENCE_ROWS = 20_000
@@ -39,6 +44,7 @@ MOVING = (
     "days_since_dismissal",
 )
 LONGEST_WINDOW = timedelta(days=90)
+WEEK = pd.Timedelta(days=7)
 
 
 def weekly_inputs(campaign: Campaign, data: Path, day: date, as_of: datetime) -> WeekInputs:
@@ -56,31 +62,67 @@ def weekly_inputs(campaign: Campaign, data: Path, day: date, as_of: datetime) ->
     folder = model_path(tag)
     model = NumpyModel.load(folder)
     profile = json.loads((folder / "reference_profile.json").read_text(encoding="utf-8"))
-    decisions, store = read_decisions(data / "decisions"), open_store()
-    monday, first = pd.Timestamp(day - timedelta(days=day.weekday()), tz="UTC"), decisions["decided_at"].min()
-    if not first - pd.Timedelta(days=7) < monday < pd.Timestamp(as_of):
-        raise DataError(
-            f"the week of {monday:%Y-%m-%d} is not in the logs: decisions begin on {first:%Y-%m-%d}, "
-            f"logs end before {as_of:%Y-%m-%d}; ask for a week between"
-        )
-    in_week = (decisions["decided_at"] >= monday) & (decisions["decided_at"] < monday + pd.Timedelta(days=7))
+    monday = pd.Timestamp(day - timedelta(days=day.weekday()), tz="UTC")
+    counted, week_frame = (_spark_week if on_spark() else _week)(campaign, data, model, profile, monday, as_of)
     return WeekInputs(
         week=day,
         as_of=as_of,
         campaign=campaign,
         champion=tag,
         features={feature.name: feature.kind for feature in model.spec.features},
-        week_frame=_with_predictions(store, decisions[in_week].reset_index(drop=True), campaign, model),
+        week_frame=week_frame,
         matured_frame=matured_frame(campaign, data, model, as_of),
         profile=profile,
         reference_sample=_reference_sample(data / "reports" / tag.replace(":", "-") / "frame.parquet"),
         quarantined=_quarantined(data / "quarantine", monday.date()),
+        counted=counted,
     )
+
+
+def _week(
+    campaign: Campaign, data: Path, model: NumpyModel, profile: Profile, monday: pd.Timestamp, as_of: datetime
+) -> tuple[None, pd.DataFrame]:
+    """The decisions of a week with features and predictions; nothing is counted yet."""
+    decisions = read_decisions(data / "decisions")
+    _check_in_logs(monday, decisions["decided_at"].min(), as_of)
+    in_week = (decisions["decided_at"] >= monday) & (decisions["decided_at"] < monday + WEEK)
+    return None, _with_predictions(open_store(), decisions[in_week].reset_index(drop=True), campaign, model)
+
+
+def _spark_week(
+    campaign: Campaign, data: Path, model: NumpyModel, profile: Profile, monday: pd.Timestamp, as_of: datetime
+) -> tuple[WeekSums, pd.DataFrame]:
+    """Sums of a week, and a sample of what `_week` gives."""
+    from models.spark_frame import spark_decisions  # only here: most machines have no PySpark
+    from monitoring.spark_week import week_on_spark
+
+    decisions = spark_decisions(data / "decisions")
+    first = decisions.selectExpr("unix_micros(min(decided_at)) AS first").first().first
+    _check_in_logs(monday, pd.Timestamp(first, unit="us", tz="UTC"), as_of)
+    start, end = (int(moment.timestamp()) for moment in (monday, monday + WEEK))
+    week = decisions.where(f"decided_at >= timestamp_seconds({start}) AND decided_at < timestamp_seconds({end})")
+    return week_on_spark(open_store(), week, campaign, model, profile, data / "monitoring" / ".steps")
+
+
+def _check_in_logs(monday: pd.Timestamp, first: pd.Timestamp, as_of: datetime) -> None:
+    if not first - WEEK < monday < pd.Timestamp(as_of):
+        raise DataError(
+            f"the week of {monday:%Y-%m-%d} is not in the logs: decisions begin on {first:%Y-%m-%d}, "
+            f"logs end before {as_of:%Y-%m-%d}; ask for a week between"
+        )
 
 
 def matured_frame(campaign: Campaign, data: Path, model: NumpyModel, as_of: datetime) -> pd.DataFrame:
     """Recent matured decisions a model was not trained on, with features, its predictions, and outcomes."""
     store = open_store()
+    if on_spark():
+        from models.spark_frame import read_frame, write_training_frame  # only here, as above
+
+        folder, wanted = data / "monitoring" / ".matured", partial(unseen, campaign=campaign, model=model, as_of=as_of)
+        write_training_frame(store, data / "decisions", campaign, data / "logs", as_of, folder, wanted)
+        frame = read_frame(folder)
+        shutil.rmtree(folder)
+        return pd.concat([frame, model_predictions(frame, campaign, model)], axis=1)
     matured = unseen_matured(read_decisions(data / "decisions"), campaign, model, as_of)
     outcomes = measure_outcomes(matured, data / "logs", campaign.outcome, as_of)
     frame = pd.concat([_with_predictions(store, matured, campaign, model), outcomes], axis=1)
@@ -100,10 +142,15 @@ def moving_features(names: Iterable[str], first_decision: datetime, logs_start: 
 def unseen_matured(decisions: pd.DataFrame, campaign: Campaign, model: NumpyModel, as_of: datetime) -> pd.DataFrame:
     """Matured decisions of the last `pool_weeks` matured weeks that the model was not trained on."""
     matured = countable(decisions, campaign, as_of)
-    end = pd.Timestamp(as_of) - pd.Timedelta(days=campaign.matures_after_days)
-    recent = matured["decided_at"] > end - pd.Timedelta(weeks=campaign.monitoring.pool_weeks)
-    kept: pd.DataFrame = matured[recent & not_trained_on(matured, campaign, model)].reset_index(drop=True)
+    kept: pd.DataFrame = matured[unseen(matured, campaign, model, as_of)].reset_index(drop=True)
     return kept
+
+
+def unseen(decisions: pd.DataFrame, campaign: Campaign, model: NumpyModel, as_of: datetime) -> np.ndarray:
+    """Which decisions that count are of the last `pool_weeks` matured weeks, and did not train the model."""
+    end = pd.Timestamp(as_of) - pd.Timedelta(days=campaign.matures_after_days)
+    recent = decisions["decided_at"] > end - campaign.monitoring.pool_weeks * WEEK
+    return np.asarray(recent & not_trained_on(decisions, campaign, model), dtype=bool)
 
 
 def not_trained_on(decisions: pd.DataFrame, campaign: Campaign, model: NumpyModel) -> np.ndarray:

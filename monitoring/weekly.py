@@ -14,6 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,9 +26,10 @@ from feature_repo.atomic import replacing, write_json, write_text
 from monitoring.checks import check_schema, check_week
 from monitoring.decide import Decision, Statistics, decide, week_name
 from monitoring.drift import Drift, measure_drift
-from monitoring.profile import Profile, count_rows
+from monitoring.profile import Profile
 from monitoring.realised import Realised, measure_realised
 from monitoring.summary import summary_html, summary_markdown
+from monitoring.week_sums import WeekSums, sum_week
 
 TYPICAL_WEEKS = 4  # the rows expected are the median of this many weeks
 
@@ -49,6 +51,7 @@ class WeekInputs:
         profile: the champion's reference profile.
         reference_sample: at most 20,000 reference rows, for Evidently; None: no Evidently report.
         quarantined: raw log files that arrived in the week and were refused, each with why.
+        counted: sums of the whole week, where `week_frame` is a sample of it.
     """
 
     week: date
@@ -61,6 +64,12 @@ class WeekInputs:
     profile: Profile
     reference_sample: pd.DataFrame | None = None
     quarantined: Sequence[str] = ()
+    counted: WeekSums | None = None
+
+    @cached_property
+    def sums(self) -> WeekSums:
+        """Sums over every decision of the week."""
+        return self.counted or sum_week(self.week_frame, self.features, self.profile, self.campaign)
 
     @property
     def monday(self) -> date:
@@ -107,18 +116,15 @@ def _write_report(
 
 def measure_week(inputs: WeekInputs, history: Sequence[Mapping[str, Any]]) -> Statistics:
     """Every statistic of the week; nothing beyond the checks where one of them fails."""
-    frame, campaign = inputs.week_frame, inputs.campaign
-    checks = check_schema(frame, inputs.features, campaign)
-    if not all(check.ok for check in checks):
+    sums, campaign = inputs.sums, inputs.campaign
+    checks = check_schema(sums)
+    if sums.counts is None or not all(check.ok for check in checks):
         return Statistics(tuple(checks))
-    counts = count_rows(inputs.profile, frame)
     expected = expected_rows(history, inputs.profile)
-    checks += check_week(
-        frame, inputs.profile, counts, campaign, expected_rows=expected, quarantined=inputs.quarantined
-    )
+    checks += check_week(sums, inputs.profile, campaign, expected_rows=expected, quarantined=inputs.quarantined)
     if not all(check.ok for check in checks):
         return Statistics(tuple(checks))
-    drift = measure_drift(inputs.profile, counts, campaign.monitoring)
+    drift = measure_drift(inputs.profile, sums.counts, campaign.monitoring)
     realised = measure_realised(inputs.matured_frame, campaign, inputs.profile.get("lines", ()))
     return Statistics(tuple(checks), drift, realised)
 
@@ -136,7 +142,7 @@ def record(inputs: WeekInputs, statistics: Statistics) -> dict[str, Any]:
             "decided_at": inputs.as_of.isoformat(),
             "campaign_hash": inputs.campaign.hash,
             "reference": {"n": inputs.profile["n"]},
-            "data": {"n": len(inputs.week_frame), "ok": not statistics.failed}
+            "data": {"n": inputs.sums.n, "ok": not statistics.failed}
             | {"failed": [asdict(check) for check in statistics.failed]},
             "drift": _drift_record(statistics.drift),
             "realised": _realised_record(statistics.realised),

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyspark.sql.functions as F
 import pytest
-from monitored import campaign, make_frame, make_profile
+from monitored import FEATURES, campaign, make_frame, make_profile
 
 from campaign import DataError
 from feature_repo import spark
@@ -18,9 +19,10 @@ from models.evaluation import evaluate
 from models.policy import RandomShare, SendAll, Threshold, TopShare
 from models.predictions import mu_hat_of
 from models.spark_values import evaluate_on_spark
+from monitoring.checks import check_schema, check_week
 from monitoring.drift import measure_drift
-from monitoring.profile import count_rows
-from monitoring.spark_profile import as_json, count_on_spark
+from monitoring.spark_week import count_on_spark
+from monitoring.week_sums import sum_week
 
 
 @pytest.fixture(scope="module")
@@ -36,26 +38,32 @@ def week(tmp_path_factory: pytest.TempPathFactory):
 
 
 def test_spark_counts_equal_local(week) -> None:
+    """Also with a decision that is there twice, of which two tasks would see one each."""
     frame, rows = week
     profile = make_profile(np.random.default_rng(1), 6_000)
-    counts = count_on_spark(profile, rows.repartition(5))
-    assert as_json(counts) == as_json(count_rows(profile, frame))
-    assert counts.columns["country"].bins["IN"] == 100
-    assert counts.columns["n01"].far == 10
-    assert measure_drift(profile, counts, campaign().monitoring) == measure_drift(
-        profile, count_rows(profile, frame), campaign().monitoring
-    )
+    options = {"expected_rows": 3_000.0}
+    found = count_on_spark(rows.repartition(5), FEATURES, profile, campaign(), rows=900)
+    whole = sum_week(frame, FEATURES, profile, campaign())
+    assert (found.n, found.reasons, found.ages, found.layers) == (whole.n, whole.reasons, whole.ages, whole.layers)
+    assert found.counts.columns["country"].bins["IN"] == 100
+    assert found.counts.columns["n01"].far == 10
+    limits = campaign().monitoring
+    assert measure_drift(profile, found.counts, limits) == measure_drift(profile, whole.counts, limits)
+    checks = [check_week(sums, profile, campaign(), **options) for sums in (found, whole)]
+    assert [(c.name, c.ok, c.detail) for c in checks[0]] == [(c.name, c.ok, c.detail) for c in checks[1]]
+    again = count_on_spark(rows.union(rows.limit(20)), FEATURES, profile, campaign(), rows=900)
+    assert [(c.name, c.value) for c in check_schema(again)] == [("duplicates", 20)]
 
 
-def test_spark_counts_of_nothing(week) -> None:
+def test_spark_counts_of_nothing_and_of_broken_rows(week) -> None:
     frame, rows = week
     profile = make_profile(np.random.default_rng(1), 6_000)
-    assert as_json(count_on_spark(profile, rows.where("false"))) == as_json(count_rows(profile, frame[:0]))
-
-
-def test_spark_counts_say_what_is_missing(week) -> None:
-    with pytest.raises(DataError, match=r"columns \['n03'\] are in the reference profile but not in this frame"):
-        count_on_spark(make_profile(np.random.default_rng(1), 6_000), week[1].drop("n03"))
+    nothing = count_on_spark(rows.where("false"), FEATURES, profile, campaign())
+    assert [check.ok for check in check_schema(nothing)] == [True]
+    assert nothing.n == 0
+    broken = count_on_spark(rows.drop("n03"), FEATURES, profile, campaign(), rows=900)
+    assert broken.faults == sum_week(frame.drop(columns="n03"), FEATURES, profile, campaign()).faults
+    assert [check.detail for check in check_schema(broken)] == ["column 'n03' is missing"]
 
 
 @pytest.fixture(scope="module")
@@ -109,3 +117,8 @@ def test_spark_values_say_what_is_wrong(log) -> None:
         evaluate_on_spark(rows.where("arm = 0"), POLICIES, outcomes, setup.arm_names)
     with pytest.raises(DataError, match=r"Spark could not evaluate: propensity has 0 in 500 rows"):
         evaluate_on_spark(rows.withColumn("propensity", rows["propensity"] * 0), POLICIES, outcomes, setup.arm_names)
+    of_message = rows.withColumn("propensity", F.when(rows["arm"] == 1, rows["propensity"]).otherwise(0.9))
+    with pytest.raises(DataError, match="propensity does not fit the arms: rows of arm 0 weighted"):
+        evaluate_on_spark(of_message, POLICIES, outcomes, setup.arm_names)
+    with pytest.raises(DataError, match="policy name 'send_none' is taken"):
+        evaluate_on_spark(rows, {"send_none": SendAll(1)}, outcomes, setup.arm_names)
