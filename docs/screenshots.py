@@ -32,7 +32,7 @@ from models.registry import read_pointer
 WIDTHS = (1400, 390)
 SCHEMES = ("light", "dark")
 TALLEST = 6000  # pixels; what is below is left out of a picture
-README = {"report": (1000, 760), "operator": (1000, 760)}  # width and height
+README = {"report": (1000, 850), "operator": (1000, 850)}  # width and height
 
 
 class Tab:
@@ -48,7 +48,7 @@ class Tab:
         number = next(self.number)
         self.socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
-            message = json.loads(self.socket.recv(timeout=60))
+            message = json.loads(self.socket.recv(timeout=300))
             if message.get("id") == number:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']['message']}")
