@@ -75,11 +75,16 @@ def calibrate(stats: Mapping[str, Mapping[str, Any]], campaign: Campaign) -> Cal
 
 
 def _of_week(stats: Mapping[str, Any], drift_share: float) -> dict[str, float]:
-    """What the thresholds are held against: the effect that `drift_share` of the features exceed, and worst cases."""
+    """What the thresholds are held against.
+
+    `effect` is the largest threshold at which the week would drift: `drift_share` of the features are over it, or one
+    feature and one prediction. The others are worst cases.
+    """
     features = [c for c in stats["drift"]["columns"] if c["role"] == "feature"]
     effects = sorted((c["effect"] for c in features), reverse=True)
+    predicted = max((c["effect"] for c in stats["drift"]["columns"] if c["role"] == "prediction"), default=0.0)
     return {
-        "effect": effects[max(ceil(drift_share * len(effects)), 1) - 1],
+        "effect": max(effects[max(ceil(drift_share * len(effects)), 1) - 1], min(effects[0], predicted)),
         "psi": max(c["psi"] for c in features),
         "missing": max(c["missing"] - c["missing_ref"] for c in features),
         "rows": next(check["value"] for check in stats["checks"] if check["name"] == "rows"),

@@ -39,6 +39,16 @@ def test_calibrate_more_wobble_gives_wider_thresholds():
     assert restless["drift_effect"] > 2 * calm["drift_effect"]
 
 
+def test_calibrate_covers_one_feature_that_moves_with_the_predictions():
+    alone, together = stats(12), stats(12)
+    for quiet, prediction in ((alone, 0.0), (together, 9.0)):
+        for s in quiet.values():
+            s["drift"]["columns"][0]["effect"] = 0.4  # a single feature is fewer than `drift_share`
+            s["drift"]["columns"].append({"role": "prediction", "effect": prediction})
+    assert calibrate(alone, campaign()).proposed["drift_effect"] < 0.3
+    assert calibrate(together, campaign()).proposed["drift_effect"] == pytest.approx(0.4, abs=0.01)
+
+
 def test_calibrate_keeps_floors():
     assert calibrate(stats(30, 0.001), campaign()).proposed["drift_effect"] == FLOORS["drift_effect"]
 
