@@ -1,6 +1,6 @@
 """Features on one machine against what somebody would write by hand, and against Feast's own engines.
 
-    .venv/bin/python benchmarks/features.py [join|materialize|memory|build ...] [--rounds 3] [--events 20000000]
+    .venv/bin/python benchmarks/features.py [join|materialize|build ...] [--rounds 3] [--events 20000000]
 
 Writes the section `features` of docs/benchmarks.md; parts not run keep their last lines. The methods of a part take
 turns in one process, one thread each; a ratio is the median over the rounds of one method over the other in the same
@@ -8,7 +8,6 @@ round, of CPU time of this process (wall time beside it: on a busy machine it is
 
     join         1M entity rows x 30 features of 100k users (2, 8 and 8 rows a user, 2% of them late)
     materialize  20,000 users, the five views of this repository (33 features), into Redis and SQLite
-    memory       what materializing adds to the process at 20,000, 200,000 and 1,000,000 users (Redis)
     build        the snapshot of one day from raw logs; under DuckDB's memory limit of 1 GB
 """
 
@@ -195,7 +194,7 @@ def make_snapshot(file: Path, users: int, day: datetime = DAY) -> list[Any]:
             columns.append(f"CASE WHEN random() < .85 THEN random() * 100 END AS {column}")
         else:
             columns.append(f"floor(random() * 20) AS {column}")
-    connect().execute(f"""COPY (SELECT 'u' || lpad(range::VARCHAR, 9, '0') AS user_id, TIMESTAMPTZ '{day}' AS
+    connect().execute(f"""COPY (SELECT 'u' || lpad(range::VARCHAR, 8, '0') AS user_id, TIMESTAMPTZ '{day}' AS
         event_timestamp, TIMESTAMPTZ '{day}' AS created_timestamp, {", ".join(columns)} FROM range({users}))
         TO '{file}' (ROW_GROUP_SIZE 65536)""")
     times = {"timestamp_field": "event_timestamp", "created_timestamp_column": "created_timestamp"}
@@ -259,40 +258,6 @@ def materialize(store: Any, day: datetime = DAY) -> None:
     """Feast's own command, without what it prints."""
     with redirect_stdout(open(os.devnull, "w")):  # closed at exit
         store.materialize(day, day)
-
-
-_MEMORY = """
-import pathlib, resource, sys, time
-sys.path.insert(0, sys.argv[1])
-import features
-work, users, address = pathlib.Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-views = features.make_snapshot(work / "memory.parquet", users)
-online = {"type": "redis", "connection_string": address}
-features.materialize(features.make_store(work / f"warm{users}", [], online, engine=features.ENGINE))
-store = features.make_store(work / f"memory{users}", views, online, engine=features.ENGINE)
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-(cpu, wall), _ = features.timed(lambda: features.materialize(store))
-print(cpu, wall, base, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-def measure_memory(work: Path, sizes: list[int]) -> list[str]:
-    """Peak memory and CPU by number of users, each in a process of its own."""
-    found = []
-    for users in sizes:
-        with redis_server(work) as address:
-            words = [sys.executable, "-c", _MEMORY, str(ROOT / "benchmarks"), str(work), str(users), address]
-            done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-        cpu, wall, base, peak = map(float, done.stdout.split()[-4:])
-        found.append((users, cpu, wall, base / 1024, peak / 1024))
-        print(found[-1], flush=True)
-    exponent = np.polyfit(np.log([f[0] for f in found]), np.log([f[1] for f in found]), 1)[0]
-    told = "; ".join(f"{u:,} users {c:.1f} s CPU, {p:,.0f} MB (before: {b:,.0f})" for u, c, _, b, p in found)
-    return [
-        f"| materialize to Redis: peak memory of the process | bounded | {told} |",
-        f"| growth of its CPU time with users, exponent over a factor {found[-1][0] // found[0][0]} | <= 1.05 | "
-        f"{exponent:.2f} |",
-    ]
 
 
 # build
@@ -394,15 +359,14 @@ def differences(one: Path, other: Path) -> dict[str, int]:
 
 
 def main() -> None:
-    """Measure the parts named (default: all but the longest, memory) and write their lines."""
+    """Measure the parts named and write their lines."""
     parser = argparse.ArgumentParser()
     parser.add_argument("parts", nargs="*", default=["join", "materialize", "build"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--events", type=int, default=20_000_000)
-    parser.add_argument("--users", type=int, nargs="+", default=[20_000, 200_000, 1_000_000], help="sizes of memory")
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
-    titles = {"join": "Join", "materialize": "Materialize", "memory": "Memory and growth", "build": "Build"}
+    titles = {"join": "Join", "materialize": "Materialize", "build": "Build"}
     if "<!-- features -->" not in DOCS.read_text(encoding="utf-8"):
         parts = "\n\n".join(f"<!-- features {name} -->\n<!-- /features {name} -->" for name in titles)
         intro = (
@@ -413,9 +377,7 @@ def main() -> None:
     for part in asked.parts:
         work = Path(tempfile.mkdtemp(prefix="tactful-bench-"))
         try:
-            if part == "memory":
-                lines = measure_memory(work, asked.users)
-            elif part == "build":
+            if part == "build":
                 lines = measure_build(work, asked.rounds, asked.events)
             else:
                 lines = {"join": measure_join, "materialize": measure_materialize}[part](work, asked.rounds)

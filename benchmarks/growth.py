@@ -28,12 +28,15 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
+from scipy import stats
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+from experiment import write_section  # noqa: E402  # after its folder is known
 from features import make_snapshot, materialize, redis_server  # noqa: E402
-from platform_logs import FIRST_DAY, make_decisions, make_logs  # noqa: E402
+from platform_logs import FIRST_DAY, connect, make_decisions, make_logs  # noqa: E402
 
 DOCS, RESULTS = ROOT / "docs" / "benchmarks.md", ROOT / "benchmarks" / "growth.csv"
 DAYS = 90
@@ -112,6 +115,23 @@ def days(world: Path) -> Work:
     return lambda: build_snapshots(world / "data/logs", world / "data/features", LAST)
 
 
+def copies(world: Path) -> Work:
+    """In place of `days`, which takes hours of a million users: one generated snapshot, dated as each of the days."""
+    users = int(world.name.removeprefix("users-"))
+
+    def work() -> None:
+        whole = world / "snapshot.parquet"
+        make_snapshot(whole, users, AS_OF)
+        for day in (FIRST_DAY + timedelta(days=n) for n in range(1, DAYS + 1)):
+            folder = world / "data/features" / f"date={day}"
+            folder.mkdir(parents=True)
+            dated = ", ".join(f"TIMESTAMPTZ '{day}' AS {kind}_timestamp" for kind in ("event", "created"))
+            connect().execute(f"""COPY (SELECT * REPLACE ({dated}) FROM '{whole}')
+                TO '{folder}/snapshot.parquet' (ROW_GROUP_SIZE 65536)""")
+
+    return work
+
+
 def frame(world: Path) -> Work:
     """The training frame of all matured decisions."""
     from campaign import load_campaign
@@ -145,14 +165,19 @@ def train(world: Path) -> Work:
     from models.train import fit
 
     rows, spec = pd.read_parquet(world / "frame-train.parquet"), _spec()
+    fit(rows.head(500), spec)  # what torch loads at first use is no cost of the rows
     return lambda: fit(rows, spec)
 
 
 def stream(world: Path) -> Work:
     """The same rows from the file, in bounded memory."""
+    import pandas as pd
+
     from models.stream import fit_parquet
+    from models.train import fit
 
     spec = _spec()
+    fit(pd.read_parquet(world / "frame-select.parquet").head(500), spec)  # as above
     return lambda: fit_parquet([world / "frame-train.parquet"], spec)
 
 
@@ -206,8 +231,17 @@ def score(world: Path) -> Work:
     return lambda: score_all(world / "data", load_campaign(), now=AS_OF)
 
 
-def online(world: Path, kind: str) -> Work:
-    """The newest snapshot into an empty online store."""
+def sqlite(world: Path) -> Work:
+    """The newest snapshot into an empty SQLite store."""
+    return _online(world, "sqlite")
+
+
+def redis(world: Path) -> Work:
+    """The newest snapshot into a Redis, which holds it already after the first run."""
+    return _online(world, "redis")
+
+
+def _online(world: Path, kind: str) -> Work:
     name = "feature_store.yaml" if kind == "sqlite" else "feature_store.redis.yaml"
     repo = world / kind
     shutil.rmtree(repo, ignore_errors=True)
@@ -270,35 +304,38 @@ def values(world: Path) -> Work:
 STEPS: dict[str, Callable[[Path], Work]] = {
     "features": features,
     "days": days,
+    "copies": copies,
     "frame": frame,
     "champion": champion,
     "train": train,
     "stream": stream,
     "challenger": challenger,
     "score": score,
-    "sqlite": lambda world: online(world, "sqlite"),
-    "redis": lambda world: online(world, "redis"),
+    "sqlite": sqlite,
+    "redis": redis,
     "drift": drift,
     "values": values,
 }
-ONCE = ("days", "frame", "champion")  # whose results later steps read
+ONCE = ("days", "copies", "frame", "champion")  # whose results later steps read
 
 
 def one(step: str, world: Path, users: int, repeats: int) -> None:
-    """Run one step so many times and print CPU and wall seconds of each as JSON."""
-    taken = []
-    for _ in range(repeats):
+    """Run one step so many times, and once before if more than once, and print what each took as JSON."""
+    taken: list[dict[str, float]] = []
+    for _ in range(repeats + (repeats > 1)):
         work = inputs(world, users) if step == "inputs" else STEPS[step](world)
         cpu, wall = cpu_seconds(), time.perf_counter()
         work()
-        taken.append({"cpu_s": cpu_seconds() - cpu, "wall_s": time.perf_counter() - wall})
-    print(json.dumps(taken))
+        taken.append(
+            {"cpu_s": cpu_seconds() - cpu, "wall_s": time.perf_counter() - wall, "peak_gb": peak_gb(os.getpid())}
+        )
+    print(json.dumps(taken[-repeats:]))
 
 
 def cpu_seconds() -> float:
     """CPU of this process, of its children that live, and of those they have buried."""
-    every = [psutil.Process(), *psutil.Process().children(recursive=True)]
-    return float(sum(sum(process.cpu_times()[:4]) for process in every))
+    children = (child.cpu_times() for child in psutil.Process().children(recursive=True))
+    return time.process_time() + float(sum(sum(times[:4]) for times in children))
 
 
 def peak_gb(root: int) -> float:
@@ -322,24 +359,24 @@ def measure(step: str, world: Path, users: int, repeats: int = 1) -> list[dict[s
         while process.poll() is None:
             with suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):  # ended while it was looked at
                 peak = max(peak, peak_gb(process.pid))
-            time.sleep(0.1)
+            time.sleep(1)
         if process.returncode:
             raise SystemExit(f"{step} of {users:,} users ended with {process.returncode}")
         found = json.loads((process.stdout.read() if process.stdout else "").splitlines()[-1])
         same = {"step": step, "users": users, "peak_gb": peak, "date": f"{datetime.now(UTC):%Y-%m-%d}"}
         same |= _redis(address, repeats) if address else {}
-        return [same | run for run in found]
+        return [same | run | {"peak_gb": max(peak, run["peak_gb"])} for run in found]
 
 
 def _redis(address: str, repeats: int) -> dict[str, float]:
     """Memory of the server after a step that was run so many times, and its CPU each time."""
-    import redis
+    from redis import Redis
 
     host, port = address.split(":")
-    told: Any = redis.Redis(host, int(port)).info()
+    told: Any = Redis(host, int(port)).info()
     return {
         "redis_gb": told["used_memory_rss"] / 2**30,
-        "redis_cpu_s": (told["used_cpu_user"] + told["used_cpu_sys"]) / repeats,
+        "redis_cpu_s": (told["used_cpu_user"] + told["used_cpu_sys"]) / (repeats + (repeats > 1)),
     }
 
 
@@ -350,7 +387,9 @@ def run(root: Path, users: int, steps: list[str], repeats: int) -> None:
         world.mkdir(parents=True)
         print(f"inputs of {users:,} users", measure("inputs", world, users), flush=True)
     for step in steps:
-        if step == "champion" and (root / "bentoml").exists():
+        made = next(root.glob("*/data/registry"), None)
+        if step == "champion" and made:  # the first world's
+            shutil.copytree(made, world / "data/registry", dirs_exist_ok=True)
             continue
         for found in measure(step, world, users, 1 if step in ONCE else repeats):
             print(found, flush=True)
@@ -367,6 +406,72 @@ def save(found: dict[str, Any]) -> None:
         writer.writerow({k: round(v, 4) if isinstance(v, float) else v for k, v in found.items()})
 
 
+# What was measured, read.
+
+INTRO = """## Growth and memory
+
+`python benchmarks/growth.py run --users N` for each size, then `python benchmarks/growth.py table`; every run is a line
+of `benchmarks/growth.csv`. One thread a step, two shared cores: CPU seconds (median of the runs), since wall time here
+is mostly the neighbours'. Exponent: slope of log CPU on log users over all runs. What costs the same at any size
+presses it below 1, so the slope between the two largest sizes stands beside it. Peak: of the step's whole process, with
+Python and its libraries."""
+
+
+Costs = dict[str, dict[int, list[dict[str, float]]]]  # by step and users
+
+
+def read_results(file: Path = RESULTS) -> Costs:
+    """The lines of the table, as numbers; those of processes that make inputs are left out."""
+    found: Costs = {}
+    with file.open(newline="", encoding="utf-8") as lines:
+        for line in csv.DictReader(lines):
+            numbers = {name: float(value) for name, value in line.items() if name.endswith(("_s", "_gb")) and value}
+            if line["step"] not in ("inputs", "copies", "champion"):
+                found.setdefault(line["step"], {}).setdefault(int(line["users"]), []).append(numbers)
+    return found
+
+
+def median(runs: list[dict[str, float]], what: str) -> float:
+    """Median over the runs of one size."""
+    return float(np.median([run[what] for run in runs]))
+
+
+def exponent(sizes: dict[int, list[dict[str, float]]]) -> tuple[float, float]:
+    """Slope of log CPU seconds on log users over all runs, and half its 95% interval."""
+    points = [(np.log(users), np.log(run["cpu_s"])) for users, runs in sizes.items() for run in runs]
+    fit = stats.linregress(*zip(*points, strict=True))
+    return float(fit.slope), float(stats.t.ppf(0.975, len(points) - 2) * fit.stderr)
+
+
+def marginal(sizes: dict[int, list[dict[str, float]]]) -> float:
+    """Slope between the medians of the two largest sizes: what fixed costs no longer hide."""
+    low, high = sorted(sizes)[-2:]
+    rise = np.log(median(sizes[high], "cpu_s") / median(sizes[low], "cpu_s"))
+    return float(rise / np.log(high / low))
+
+
+def table(costs: Costs) -> str:
+    """The section of docs/benchmarks.md."""
+    lines = [
+        "| step | CPU s by users | exponent (95%) | between the two largest | us a user at the largest | peak there |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for step in (name for name in STEPS if name in costs):
+        sizes = costs[step]
+        told = "; ".join(f"{users:,}: {median(runs, 'cpu_s'):.3g}" for users, runs in sorted(sizes.items()))
+        cells = ["", ""]
+        if len(sizes) > 1:
+            slope, half = exponent(sizes)
+            told_half = f"{slope - half:.2f} to {slope + half:.2f}" if np.isfinite(half) else "one run a size"
+            cells = [f"{slope:.2f} ({told_half})", f"{marginal(sizes):.2f}"]
+        largest = max(sizes)
+        each = f"{median(sizes[largest], 'cpu_s') / largest * 1e6:,.1f}"
+        peak = f"{max(run['peak_gb'] for run in sizes[largest]):.2f} GB"
+        what = (STEPS[step].__doc__ or "").splitlines()[0].rstrip(".")
+        lines.append(f"| `{step}`: {what} | {' | '.join([told, *cells, each, peak])} |")
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
     if sys.argv[1] == "one":
         one(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
@@ -378,4 +483,7 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "tactful-growth")
     asked = parser.parse_args()
-    run(asked.folder, asked.users, asked.steps, asked.repeats)
+    if asked.what == "run":
+        run(asked.folder, asked.users, asked.steps, asked.repeats)
+    else:
+        write_section(DOCS, "growth", f"{INTRO}\n\n{table(read_results())}")
