@@ -74,9 +74,15 @@ class Tab:
     def look_up(self, user: str) -> None:
         """Fill in and send the operator page's form."""
         self.run(
-            f"document.querySelector('#user_id').value = {json.dumps(user)}; document.querySelector('form').submit()"
+            f"asked = 1; document.querySelector('#user_id').value = {json.dumps(user)}; "
+            "document.querySelector('form').submit()"
         )
-        time.sleep(2)  # the page is another one by then
+        deadline = time.monotonic() + 120
+        # the page is another one when it has forgotten; while it changes there is none to ask
+        while self.run("typeof asked + document.readyState") != "undefinedcomplete":
+            if time.monotonic() > deadline:
+                raise TimeoutError("the operator page did not answer within two minutes")
+            time.sleep(0.2)
 
     def picture(self, file: Path, width: int, height: int | None) -> None:
         """Write the page as it is; without a height, all of it."""

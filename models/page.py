@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
-LONG = 44  # characters of a cell from which its text is wrapped
+LONG = 36  # characters of a cell from which its text is wrapped
 LOUD = {"pass": "pass", "helps": "pass", "fail": "fail", "harms": "fail", "underpowered": "unsure", "chosen": "pass"}
 # Okabe-Ito: distinguishable with every common colour-vision deficiency
 BLUE, VERMILION, GREEN, GREY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#7F7F7F", "#E69F00"
