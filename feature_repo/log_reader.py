@@ -11,6 +11,7 @@ import difflib
 import gzip
 import io
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,6 +96,8 @@ def _sources(
         if source.column is not None and source.column not in found:
             near = difflib.get_close_matches(source.column, found, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}? " if near else ""
+            if len(found) == 1 and (other := re.search(r"[;\t|]", found[0])):
+                hint = f"say delimiter = {json.dumps(other[0])} of the table? "
             raise DataError(
                 f"{path}: no column {source.column!r}, which logs.toml names for {name}.{ours}; {hint}"
                 f"found {', '.join(found)}"

@@ -57,6 +57,8 @@ def given_history(decisions: pd.DataFrame, holdout_share: float) -> pd.DataFrame
     repeated = (draws["experiment"] & _repeats(decisions, draws, ["experiment"])).to_numpy()
     variant_arm = _variant_arm(decisions, repeated)
     kept = ~spent.to_numpy() & ~(later & (decisions["layer"] == "holdout").to_numpy()) & ~(repeated & (variant_arm < 0))
+    if not kept.any():  # arrays of no rows do not say how many arms there are
+        return decisions[kept]
     rows, known = decisions[kept], np.flatnonzero(repeated[kept])
     marginal = np.array(rows["propensities"].tolist(), dtype=float)
     marginal[known] = _given_variant(variant_arm[kept][known], draws[kept].iloc[known], marginal.shape[-1])

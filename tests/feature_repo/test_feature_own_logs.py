@@ -186,6 +186,8 @@ def test_load_log_map_named_but_absent(tmp_path, monkeypatch):
         (USERS, "user_id,plan,Plan,signup_at\n", "stands twice"),
         (USERS, "user_id,plan,,signup_at\n", "a column has no name"),
         (USERS, "user_id;plan;signup_at\n1;a;2026-07-01\n", "nothing says where it comes from"),
+        (USERS + "columns.user_id = 'no'", "no;plan\n1;a\n", 'say delimiter = ";" of the table?'),
+        (USERS + "columns.user_id = 'no'", "no\tplan\n1\ta\n", 'say delimiter = "\\t" of the table?'),
         (USERS, "user_id,plan,signup_at\n", "no rows"),
         (USERS, "user_id,plan\n1,a\n", "users.signup_at: nothing says where it comes from; name your column"),
         (USERS + "columns.plan = 'Plan'", ROWS, "no column 'Plan', which logs.toml names for users.plan; did you mean"),

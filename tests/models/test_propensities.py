@@ -1,7 +1,7 @@
 """The holdout persists and messages leave traces: propensities must be those given what a user's history tells."""
 
 import json
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bentos import assignment as assign
 from campaign import DataError, load_campaign
 from models import Outcome, evaluate
+from models.frame import sieve
 from models.log_checks import check_log
 from models.propensities import given_history, outside_holdout
 from models.splits import draw_window
@@ -257,6 +258,21 @@ def test_given_history_equals_a_plain_loop(rows):
 def test_outside_holdout_refuses_a_share_that_cannot_be():
     with pytest.raises(DataError, match=r"control has 0.05 in 1 rows \(first: row 1\), less than the holdout's share"):
         outside_holdout(np.array([[0.5, 0.5], [0.05, 0.95]]), 0.1)
+
+
+def test_given_history_of_no_rows_has_none():
+    log = exact_log()
+    found = given_history(log[:0], HOLDOUT)
+    assert found.empty
+    assert found.columns.tolist() == log.columns.tolist()
+
+
+def test_sieve_counts_a_log_of_certain_arms():
+    rows = decision_rows(np.arange(3), "exploration", np.ones(3, int), np.tile([0.0, 1.0], (3, 1)), 0)
+    kept, dropped = sieve(rows, load_campaign(), datetime(2026, 6, 1, tzinfo=UTC))
+    assert kept.empty
+    assert dropped.pop("with a certain arm") == 3
+    assert sum(dropped.values()) == 0
 
 
 def test_given_history_refuses_salts_that_name_no_window():
