@@ -7,8 +7,8 @@
 and adds lines to benchmarks/growth.csv: CPU and wall seconds of the step without the start of Python and what is only
 preparation, and the peak of memory of its processes (VmHWM of all of them added up, from the start). `table` writes
 the section `growth` of docs/benchmarks.md: per step the slope of log CPU on log users with its 95% interval, and the
-slope between the two largest sizes alone. Steps that begin with `spark-` need .venv-spark and Java, and are run by its
-Python; from 2M users on only a snapshot is made, for the steps that read nothing else.
+slope between the two largest sizes alone. From 2M users on only a snapshot is made, for the steps that read nothing
+else.
 """
 
 from __future__ import annotations
@@ -349,9 +349,8 @@ def peak_gb(root: int) -> float:
 
 def measure(step: str, world: Path, users: int, repeats: int = 1) -> list[dict[str, Any]]:
     """One process of one step: the lines of the table."""
-    python = ROOT / (".venv-spark" if step.startswith("spark-") else ".venv") / "bin" / "python"
     with redis_server(world) if step == "redis" else nullcontext("") as address:
-        command = [str(python), __file__, "one", step, str(world), str(users), str(repeats)]
+        command = [sys.executable, __file__, "one", step, str(world), str(users), str(repeats)]
         process = subprocess.Popen(
             command, env=world_env(world, BENCH_REDIS=address), stdout=subprocess.PIPE, text=True
         )
