@@ -1,5 +1,6 @@
 import json
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import date
 from typing import get_args
@@ -158,6 +159,33 @@ def test_probe_refuses_a_model_that_answers_otherwise(tmp_path, campaign):
     (tmp_path / "probe.json").write_text(json.dumps(raw))
     with pytest.raises(ModelError, match="differ from those stored"):
         probe(bundle, tmp_path / "probe.json")
+
+
+@pytest.mark.parametrize(("off", "refused"), [(2e-4, False), (2e-2, True)])
+def test_probe_tolerance_is_of_the_outcomes_size(tmp_path, campaign, off, refused):
+    """Float32 sums of hundreds of tracks differ by 1e-5 with the number of rows asked together."""
+    from bentos.bundle import probe, write_probe
+
+    class Large:
+        def predict(self, columns):
+            return 500 + real.predict(columns)
+
+    class Few:
+        def predict(self, numeric, strings):
+            return Large().predict({"x": numeric[:, 0]}) + off
+
+    bundle = make_bundle(campaign)
+    real = bundle.model
+    columns = {"x": np.array([1.0, 2.0]), "plan": np.array(["free", None], dtype=object)}
+    write_probe(tmp_path, real, columns)
+    raw = json.loads((tmp_path / "probe.json").read_text())
+    raw["mu_hat"] = (np.array(raw["mu_hat"]) + 500).tolist()
+    (tmp_path / "probe.json").write_text(json.dumps(raw))
+    large = Large()
+    large.spec = real.spec
+    large_bundle = replace(bundle, model=large, small=Few())
+    with pytest.raises(ModelError, match="differ from those stored") if refused else nullcontext():
+        probe(large_bundle, tmp_path / "probe.json")
 
 
 def test_probe_asks_a_few_users_as_they_are_answered(tmp_path, campaign):
