@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pyspark.sql.functions as F
 import pytest
 from monitored import FEATURES, campaign, make_frame, make_profile
+from value_tables import assert_same_values
 
 from campaign import DataError
 from feature_repo import spark
@@ -93,14 +94,8 @@ def test_spark_values_equal_local(log, clustered: bool, monkeypatch: pytest.Monk
     local = evaluate(frame, POLICIES, outcomes, mu_hat=mu_hat, **options)
     rows = spark.session().createDataFrame(pa.Table.from_pandas(frame, preserve_index=False))
     found = evaluate_on_spark(rows, POLICIES, outcomes, setup.arm_names, **options)
-    keys = ["policy", "baseline", "outcome", "segment", "estimator"]
     assert len(found) == len(local) > 500
-    wanted, got = (table.set_index(keys).sort_index() for table in (local, found))
-    assert wanted.index.equals(got.index)
-    for name in ("n_obs", "n_events", "status"):
-        assert got[name].tolist() == wanted[name].tolist(), name
-    for name in ("value", "se", "ci_lower", "ci_upper"):
-        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-9, atol=1e-12, err_msg=name)
+    assert_same_values(found, local, rtol=1e-9, atol=1e-12)
 
 
 def test_spark_values_say_what_is_wrong(log) -> None:

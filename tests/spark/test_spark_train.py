@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_report import world as small_world
 from test_streamed import NAMES, SCHEMA
+from value_tables import assert_same_values
 
 from campaign import load_campaign
 from models import streamed
@@ -32,12 +33,6 @@ def test_values_of_everybody_equal_local(tmp_path: Path) -> None:
     streamed.write_frame(frame, tmp_path / "frame")
     found = streamed.values_of_everybody(campaign, tmp_path / "frame", model, rivals, choice)
     assert np.isfinite(choice.threshold)
-    keys = ["policy", "baseline", "outcome", "segment", "estimator"]
-    wanted, got = (table.set_index(keys).sort_index() for table in (local, found))
-    assert wanted.index.equals(got.index)
-    for name in ("n_obs", "n_events", "status"):
-        assert got[name].tolist() == wanted[name].tolist(), name
-    for name in ("value", "se", "ci_lower", "ci_upper"):
-        # predictions are of float32, and depend on the batch in the eighth digit
-        np.testing.assert_allclose(got[name], wanted[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    # predictions are of float32, and depend on the batch in the eighth digit
+    assert_same_values(found, local, rtol=1e-5, atol=1e-6)
     assert {path.name for path in tmp_path.iterdir()} == {"frame"}
