@@ -40,12 +40,12 @@ SQL_TYPES = {"string": "STRING", "timestamp": "TIMESTAMP", "integer": "BIGINT", 
 _ARROW_TYPES = {"BIGINT": pa.int64, "DOUBLE": pa.float64, "BOOLEAN": pa.bool_, "STRING": pa.string}
 
 DEFAULTS = {
-    "spark.master": "local[2,4]",  # two workers; a task is tried four times, so a killed worker costs time only
     "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }
 """Where spark-submit or spark-defaults.conf say nothing."""
 
+LOCAL = "local[*,4]"  # a worker for each core; a task is tried four times, so a killed worker costs time only
 ON_ONE_MACHINE = {
     "spark.driver.bindAddress": "127.0.0.1",
     "spark.driver.host": "127.0.0.1",
@@ -67,7 +67,7 @@ def session() -> SparkSession:
     """
     try:
         from py4j.protocol import Py4JError  # type: ignore[import-not-found]
-        from pyspark import SparkConf  # type: ignore[import-not-found]
+        from pyspark import SparkConf, SparkContext  # type: ignore[import-not-found]
         from pyspark.errors import PySparkException  # type: ignore[import-not-found]
         from pyspark.sql import SparkSession
     except ImportError:
@@ -75,18 +75,19 @@ def session() -> SparkSession:
     if not (shutil.which("java") or os.environ.get("JAVA_HOME")):
         raise StoreError("Spark needs Java 17, and there is none; run `apt-get install openjdk-17-jre-headless`")
     os.environ["PYSPARK_PYTHON"] = sys.executable
-    conf = SparkConf()
-    for name, value in DEFAULTS.items():
-        conf.setIfMissing(name, value)
-    master = str(conf.get("spark.master"))
-    if master.startswith("local"):
-        for name, value in ON_ONE_MACHINE.items():
-            conf.setIfMissing(name, value)
+    master = "this machine"
     try:
-        spark = SparkSession.builder.config(conf=conf.setAll(list(REQUIRED.items()))).getOrCreate()
+        SparkContext.getSystemProperty("spark.master")  # begins the JVM; before it, SparkConf knows nobody's settings
+        conf = SparkConf()
+        master = str(conf.get("spark.master")).replace("local[*]", LOCAL)  # what spark-submit says if nobody said
+        local = ON_ONE_MACHINE if master.startswith("local") else {}
+        for name, value in (DEFAULTS | local).items():
+            conf.setIfMissing(name, value)
+        conf.setMaster(master).setAll(list(REQUIRED.items()))
+        spark = SparkSession.builder.config(conf=conf).getOrCreate()
     except (PySparkException, Py4JError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise StoreError(f"Spark at {master} does not start: {reason}; see its own log") from None
+        advice = "is the master right that spark-defaults.conf or PYSPARK_SUBMIT_ARGS name, and does it answer?"
+        raise StoreError(f"Spark on {master} does not start: {_reason(error)}; {advice} Its log is above") from None
     if spark.conf.get("spark.sql.session.timeZone") != "UTC":  # a session of somebody else, begun before
         spark.conf.set("spark.sql.session.timeZone", "UTC")
     return spark
@@ -147,11 +148,16 @@ def failing(told: str, advice: str = "") -> Iterator[None]:
     try:
         yield
     except (PySparkException, Py4JError, OSError, EOFError) as error:  # the last two: Spark is gone, or a disk is full
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        ours = [line.partition("Error: ")[2] for line in lines if line.startswith("campaign.")]
-        causes = [line for line in lines if line.startswith("Caused by")]
-        reason = ours[0] if ours else (causes or lines or [type(error).__name__])[-1 if causes else 0][:500]
-        raise DataError(f"{told}: {reason}; {advice}run the same command again: what is finished is kept") from None
+        again = "run the same command again: what is finished is kept"
+        raise DataError(f"{told}: {_reason(error)}; {advice}{again}") from None
+
+
+def _reason(error: Exception) -> str:
+    """The line of an error that says why: our own error in a worker, else the innermost cause, else the first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    ours = [line.partition("Error: ")[2] for line in lines if line.startswith("campaign.")]
+    causes = [line.removeprefix(": ") for line in lines if line.startswith(("Caused by", ": "))]
+    return ours[0] if ours else (causes or lines or [type(error).__name__])[-1 if causes else 0][:500]
 
 
 def appended(frame: DataFrame, types: Mapping[str, str], compute: Callable[[pd.DataFrame], pd.DataFrame]) -> DataFrame:

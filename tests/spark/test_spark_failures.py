@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,6 +33,16 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_logs(make_logs(users=60, days=DAYS), folder, DAYS)
     assert ingest(folder, folder.parent / "quarantine") == []
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lonely(logs: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[str]]:
+    """A command whose cluster does not answer: it waits for a minute, while the other tests run."""
+    data = tmp_path_factory.mktemp("lonely")
+    shutil.copytree(logs, data / "logs")
+    with features_command(data, PYSPARK_SUBMIT_ARGS="--master spark://127.0.0.1:1 pyspark-shell") as command:
+        yield command
+        command.kill()
 
 
 def built(features: Path) -> list[str]:
@@ -124,3 +135,11 @@ def test_a_log_of_another_type_on_a_later_day_is_said(logs: Path, tmp_path: Path
     assert built(tmp_path / "features") == []
     (bad,) = ingest(tmp_path / "logs", tmp_path / "quarantine")  # as `tactful features` does first
     assert "column 'minutes' is string, must be a floating-point number" in bad.reason
+
+
+def test_a_cluster_that_does_not_answer_is_said(lonely: subprocess.Popen[str]) -> None:
+    told = " ".join(lonely.communicate(timeout=300)[1].split())
+    assert lonely.returncode == 3
+    assert "Spark on spark://127.0.0.1:1 does not start" in told
+    assert "does it answer?" in told
+    assert "Traceback" not in told
