@@ -51,6 +51,8 @@ class SparkEngine(StreamingEngine):
         return None
 
     def _write_on_spark(self, tasks: list[MaterializationTask], source: Any) -> None:
+        from pyspark.sql import Observation, functions  # type: ignore[import-not-found]
+
         config, wanted = self.repo_config, wanted_of(tasks)
 
         def write_all(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -71,9 +73,10 @@ class SparkEngine(StreamingEngine):
             warn_of_nothing(tasks)
             return
         for query in newest_sql(tasks):
-            rows = spark.sql(_translated(query).replace(":last", f"timestamp_micros({last})"))
-            counted = rows.mapInArrow(write_all, "rows BIGINT").collect()
-            if sum(part.rows for part in counted) != rows.count():
+            rows, found = spark.sql(_translated(query).replace(":last", f"timestamp_micros({last})")), Observation()
+            sent = rows.observe(found, functions.count(functions.lit(1)).alias("rows"))
+            written = sent.mapInArrow(write_all, "rows BIGINT").collect()
+            if sum(part.rows for part in written) != found.get["rows"]:
                 raise StoreError(f"{source.path}: the workers wrote fewer rows than there are; materialize again")
 
 
