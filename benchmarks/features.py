@@ -327,7 +327,9 @@ def measure_build(work: Path, rounds: int, events: int) -> list[str]:
     for turn in range(rounds):
         times, features = {}, work / f"features{turn}"
         times["hand"], _ = timed(lambda: build_by_hand(logs, day, work / "hand.parquet"))
-        times["ours"], _ = timed(lambda features=features: build_snapshots(logs, features, day, only={day}))
+        times["ours"], _ = timed(
+            lambda features=features: build_snapshots(logs, features, day, only={day}, memory_limit="1GB")
+        )
         spent.append(times)
         print(times, flush=True)
     if wrong := differences(work / "hand.parquet", features / f"date={day}" / "snapshot.parquet"):

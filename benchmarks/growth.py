@@ -290,8 +290,8 @@ def values(world: Path) -> Work:
     """Policy values of every decision of the frame, clustered by user, by segment."""
     from campaign import load_campaign
     from models import Threshold, evaluate
-    from models.challenger import evaluation_log, evaluation_outcomes
     from models.predictions import mu_hat_of
+    from models.worth import evaluation_log, evaluation_outcomes
 
     campaign = load_campaign()
     log = evaluation_log(campaign, _predicted(world))

@@ -4,6 +4,7 @@ DuckDB draws a bar of its own into standard output, terminal or not, in every pr
 DuckDB is imported: `python -c`, a notebook, a spawned worker (it imports its module first). Bars are the command's.
 """
 
+import os
 from typing import Any
 
 import duckdb
@@ -16,3 +17,9 @@ def connect(**config: Any) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect(config=config)
     connection.execute(QUIET)
     return connection
+
+
+def ample_memory() -> str:
+    """A `memory_limit` for one large step: 4 GB, or half of the machine's memory where that is less."""
+    megabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2_000_000
+    return f"{min(4000, megabytes)}MB"

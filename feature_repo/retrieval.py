@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from campaign import DataError, StoreError
-from feature_repo.online import UNKNOWN_HOUR, UNKNOWN_SURFACE, OnlineRows, online_features, to_array
+from feature_repo.online import UNKNOWN_HOUR, UNKNOWN_SURFACE, OnlineRows, online_features
 from feature_repo.store import FeatureSchema, feature_schema, materialize, open_store, snapshot_file
 
 if TYPE_CHECKING:
@@ -56,12 +56,15 @@ def historical_features(store: FeatureStore, entity_frame: pd.DataFrame, service
     job = store.get_historical_features(
         entity_df=asked, features=store.get_feature_service(service), filter_by_created_timestamp=True
     )
-    found = job.to_df().set_index("row_id").reindex(columns=list(schema.names)).sort_index()
-    if len(found) != len(asked) or not np.array_equal(found.index.to_numpy(), asked["row_id"].to_numpy()):
+    found = job.to_arrow()
+    row_id = found["row_id"].to_numpy()
+    order = np.argsort(row_id)
+    if not np.array_equal(row_id[order], asked["row_id"].to_numpy()):
         raise StoreError(
             f"Feast returned {len(found)} rows for {len(asked)} asked; check offline_store in feature_store.yaml"
         )
-    return pd.concat([entity_frame, _typed(found, schema).set_index(entity_frame.index)], axis=1)
+    features = {name: _values(found, name, kind)[order] for name, kind in schema.types.items()}
+    return pd.concat([entity_frame, pd.DataFrame(features, index=entity_frame.index)], axis=1)
 
 
 def _entity_rows(frame: pd.DataFrame, schema: FeatureSchema) -> pd.DataFrame:
@@ -98,9 +101,10 @@ def _entity_rows(frame: pd.DataFrame, schema: FeatureSchema) -> pd.DataFrame:
     )
 
 
-def _typed(frame: pd.DataFrame, schema: FeatureSchema) -> pd.DataFrame:
-    """Numbers as float64 with NaN, strings as objects with None."""
-    return pd.DataFrame({name: to_array(frame[name], schema.types[name]) for name in schema.names})
+def _values(table: pa.Table, name: str, kind: str) -> np.ndarray:
+    """A column as `to_array` makes it of values."""
+    wanted = pa.float64() if kind == "numeric" else pa.string()
+    return table[name].cast(wanted, safe=False).to_numpy()  # type: ignore[no-any-return]
 
 
 def latest_features(

@@ -25,7 +25,7 @@ from campaign import DataError, StoreError, now
 from feature_repo import aggregates
 from feature_repo.atomic import locked
 from feature_repo.contracts import LOGS
-from feature_repo.duck import connect
+from feature_repo.duck import ample_memory, connect
 from feature_repo.log_files import arrival, log_files, read_state, stale_days, stamps, write_state
 
 CHUNK_ROWS = 500_000  # users x days computed at once: bounds memory, whatever the range
@@ -42,7 +42,7 @@ def build_snapshots(
     *,
     only: Collection[date] | None = None,
     threads: int = 1,
-    memory_limit: str = "1GB",
+    memory_limit: str | None = None,
     engine: str = "duckdb",
     progress: Callable[[int, int], None] | None = None,
     tell: Callable[[str], None] | None = None,
@@ -55,7 +55,8 @@ def build_snapshots(
         until: last day wanted; default the day after the newest log, or today where that is earlier.
         only: build no other days than these (a rehearsal decides on Mondays only); default every day.
         threads: DuckDB threads.
-        memory_limit: DuckDB's limit, as in "1GB"; what does not fit is spilled beside the snapshots.
+        memory_limit: DuckDB's limit, as in "1GB" (default: `ample_memory`); what does not fit is spilled beside the
+            snapshots.
         engine: "duckdb", or "spark": the same values, computed where Spark's workers are (spark.py).
         progress: called with (days done, days to do).
         tell: called with a sentence when days must be built again.
@@ -100,7 +101,7 @@ def build_snapshots(
 
                 spark.build(logs, list(_chunks(days, spark.CHUNK_DAYS)), first, building, put)
             else:
-                with _connect(building, threads, memory_limit) as con:
+                with _connect(building, threads, memory_limit or ample_memory()) as con:
                     _load(con, logs_dir, logs)
                     with _writing(features_dir):
                         _build(con, days, first, building, put)

@@ -148,8 +148,8 @@ def test_historical_features_lost_rows_are_an_error(
         def __init__(self, job: object) -> None:
             self.job = job
 
-        def to_df(self) -> pd.DataFrame:
-            return self.job.to_df().iloc[1:]
+        def to_arrow(self) -> pa.Table:
+            return self.job.to_arrow().slice(1)
 
     monkeypatch.setattr(store, "get_historical_features", lambda **asked: Losing(original(**asked)))
     with pytest.raises(StoreError, match="Feast returned 4 rows for 5 asked"):
