@@ -89,7 +89,7 @@ class StreamingEngine(LocalComputeEngine):
                 connect(**self.duckdb_config, temp_directory=spill) as con,
             ):
                 con.execute("SET TimeZone = 'UTC'")
-                for rows in _newest(con, tasks):
+                for rows in _newest(con, tasks, by_key=isinstance(self.online_store, SqliteOnlineStore)):
                     write(self.online_store, self.repo_config, rows, wanted_of(tasks))
         except duckdb.Error as error:
             source: Any = tasks[0].feature_view.batch_source
@@ -191,7 +191,7 @@ def _window(task: MaterializationTask) -> tuple[datetime, datetime]:
     return start, end
 
 
-def _newest(con: duckdb.DuckDBPyConnection, tasks: list[MaterializationTask]) -> Iterator[pa.RecordBatch]:
+def _newest(con: duckdb.DuckDBPyConnection, tasks: list[MaterializationTask], by_key: bool) -> Iterator[pa.RecordBatch]:
     """The newest row of each key up to the end, in batches."""
     source: Any = tasks[0].feature_view.batch_source
     path = source.path.replace("'", "''")
@@ -201,8 +201,10 @@ def _newest(con: duckdb.DuckDBPyConnection, tasks: list[MaterializationTask]) ->
     if last is None:
         warn_of_nothing(tasks)
         return
+    # SQLite keeps rows by key: in that order each page of its file is written once
+    order = f"ORDER BY {', '.join(map(_name, tasks[0].feature_view.join_keys))}" if by_key else ""
     for rows in newest_sql(tasks):
-        reader: Any = con.sql(rows, params={"last": last}).to_arrow_reader(BATCH_ROWS)
+        reader: Any = con.sql(f"{rows} {order}", params={"last": last}).to_arrow_reader(BATCH_ROWS)
         yield from reader
 
 
