@@ -28,7 +28,7 @@ from models.log_checks import check_log, require_valid
 from models.predictions import prediction_columns
 from models.registry import pack
 from models.spec import FitSpec, columns_of
-from models.worth import SEND_NOTHING, choose_and_evaluate, fit_rivals, headline, rival_arms
+from models.worth import SEND_NOTHING, choose_and_evaluate, fit_rivals, headline, rival_columns
 
 if TYPE_CHECKING:
     from models.baselines import Baseline
@@ -172,7 +172,7 @@ def fit_and_report(
     )
     if whole and whole.values:
         values = whole.values(fitted.model, simple, choice)
-    simpler = rival_arms(campaign, rival)
+    simpler = rival_columns(campaign, rival)
     predicted = pd.concat([frame, _predictions(campaign, mu_hat, choice), simpler], axis=1)
     judged = pd.concat([frame, _predictions(campaign, honest.mu_hat, choice), simpler], axis=1)[honest.rows]
     predicted, mu_hat = _rows(now, predicted, mu_hat)

@@ -23,6 +23,7 @@ from models.method import (
 )
 from models.page import Section, render_page, table_html
 from models.predictions import scores
+from models.worth import ARM_OF, RESPONSE_TO
 
 
 def training_report(
@@ -256,7 +257,7 @@ def _drivers_section(drivers: pd.DataFrame) -> Section:
 def tree_features(frame: pd.DataFrame) -> pd.DataFrame:
     """The numeric features of a report's frame: not what was decided, predicted or measured."""
     own = {"arm", "propensity", "hour", "score", "policy_arm", "eligible_by_policy"}
-    made = ("y_", "uplift_", "mu_", "arm_of_")
+    made = ("y_", "uplift_", "mu_", ARM_OF, RESPONSE_TO)
     numbers = map(str, frame.select_dtypes("number"))
     return frame[[name for name in numbers if name not in own and not name.startswith(made)]]
 

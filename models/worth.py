@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from campaign import Campaign
+from campaign import Campaign, ModelError
 from models.certification import Guardrail
 from models.choice import SHARES, Choice, choose_policy
 from models.decision_log import Outcome
 from models.evaluation import evaluate
-from models.policy import Policy, Threshold, response_baseline
+from models.policy import Policy, Threshold, response_baseline, top_share
 from models.predictions import policy_arm, scores
 from models.spec import FitSpec
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SEND_NOTHING = sys.float_info.max  # threshold that no score exceeds; JSON has no infinity
 RESPONSE = "response model"
+ARM_OF, RESPONSE_TO = "arm_of_", "response_to_"  # columns of `rival_columns`
 
 
 def fit_rivals(frame: pd.DataFrame, spec: FitSpec) -> dict[str, Baseline]:
@@ -99,15 +100,44 @@ def _own_cut(choice: Choice, score: np.ndarray) -> Choice:
     )
 
 
-def rival_arms(campaign: Campaign, rival: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """Columns `arm_of_<model>`: the arm each simpler uplift model would send, for the gate."""
-    return pd.DataFrame(
-        {
-            f"arm_of_{name}": policy_arm(scores(mu_hat, campaign.weights, campaign.costs), 0.0)
-            for name, mu_hat in rival.items()
-            if name != RESPONSE
-        }
-    )
+def rival_columns(campaign: Campaign, rival: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """What the gate needs of the simpler models on every row.
+
+    `arm_of_<model>`: the arm that an uplift model would send. `response_to_<arm>`: what the response model predicts of
+    the first outcome, by which it ranks users; how many it sends to is the challenger's to say.
+    """
+    arms = {
+        f"{ARM_OF}{name}": policy_arm(scores(mu_hat, campaign.weights, campaign.costs), 0.0)
+        for name, mu_hat in rival.items()
+        if name != RESPONSE
+    }
+    ranks = {f"{RESPONSE_TO}{arm}": rival[RESPONSE][:, a, 0] for a, arm in enumerate(campaign.arm_names) if a}
+    return pd.DataFrame(arms | ranks)
+
+
+def rival_policies(frame: pd.DataFrame, campaign: Campaign, challenger: np.ndarray) -> dict[str, np.ndarray]:
+    """Arms of the simpler models from `rival_columns`, by name; shape (n,) each.
+
+    The response model sends to as many of these rows as the challenger does, as `response_baseline`: those with the
+    highest predicted response. Rows tied at the cut are drawn.
+
+    Args:
+        frame: the rows on which policies are compared.
+        campaign: its arms.
+        challenger: arm of each row, shape (n,).
+
+    Raises: ModelError: the rows were written before the response model was among them.
+    """
+    arms = {name: frame[name].to_numpy() for name in map(str, frame) if name.startswith(ARM_OF)}
+    columns = [f"{RESPONSE_TO}{arm}" for arm in campaign.arm_names[1:]]
+    absent = [name for name in columns if name not in frame]
+    if absent:
+        raise ModelError(f"the rows to judge on have no {absent}: trained by an earlier version; run `tactful train`")
+    response = frame[columns].to_numpy()
+    share = float((challenger > 0).sum()) / max(len(frame), 1)
+    sent = top_share(response.max(axis=1), share) > np.random.default_rng(0).random(len(frame))
+    arms[RESPONSE] = np.where(sent, response.argmax(axis=1) + 1, 0)
+    return {name.removeprefix(ARM_OF): arm for name, arm in arms.items()}
 
 
 def policy_of(choice: Choice, score: np.ndarray | Sequence[str]) -> Threshold:

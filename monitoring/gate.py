@@ -5,10 +5,14 @@ the difference of their means has a standard error far below either value's. A c
 95% lower bound of that difference is above 0: one that is truly worse passes in at most 5% of the cases. How likely a
 better one would have passed is recorded (`power`): the champion's traffic says little about the arms it never sends.
 
-    promote         better than the champion and than sending nothing, not worse than the simple baselines, guardrails
-                    and calibration in order
+    promote         better than the champion and than sending nothing, not measurably worse than a simpler model (linear
+                    T-learner, LightGBM, response model), guardrails in order, and the score ranks users
     keep            not measurably better
-    needs_a_person  better, but something else is not in order: a guardrail, calibration, a baseline, too few decisions
+    needs_a_person  better, but something else is not in order: a guardrail, the ranking, a simpler model, too few
+                    decisions
+
+A wrong level (uplift predicted as too high or too low on average) is told and does not block: values are measured, not
+predicted, and the weekly monitor compares with the level that was measured at training.
 """
 
 from __future__ import annotations
@@ -23,9 +27,11 @@ from scipy.stats import norm
 
 from campaign import Campaign, DataError
 from models.estimators import dr_scores
+from monitoring.realised import MIN_CHANGE
 from monitoring.uplift_line import MIN_ARM_ROWS, fit_line, mean_and_se, uplifts
 
 ALPHA = 0.05  # one-sided
+LEVEL_ALPHA = 0.01  # two-sided, all arms together: a level that is right is told to be wrong no more often
 WORTH = 0.10  # of the champion's gain over sending nothing: the improvement for which the power is stated
 
 
@@ -51,12 +57,36 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Calibration:
+    """Promised and measured uplift of an arm, weighted, EUR per user (`monitoring.uplift_line`).
+
+    Attributes:
+        arm: name; n: decisions.
+        predicted, realised: mean over users; se: standard error of realised minus predicted.
+        slope, slope_se: realised uplift per predicted; 1: as heterogeneous as promised.
+        ranks: the slope is significantly above 0.
+        level_off: realised differs from predicted, at LEVEL_ALPHA and by MIN_CHANGE of the promised uplift.
+    """
+
+    arm: str
+    n: int
+    predicted: float
+    realised: float
+    se: float
+    slope: float
+    slope_se: float
+    ranks: bool
+    level_off: bool
+
+
+@dataclass(frozen=True)
 class GateVerdict:
-    """promote, keep or needs_a_person; why; and every comparison made."""
+    """promote, keep or needs_a_person; why; every comparison made; and how well each arm's uplift was predicted."""
 
     verdict: str
     reasons: tuple[str, ...]
     table: tuple[Comparison, ...]
+    calibration: tuple[Calibration, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """JSON-serialisable: a power that does not apply is null."""
@@ -80,10 +110,10 @@ def judge(
         frame: decisions that neither model was trained on: user_id, arm, propensity, `y_<outcome>`, segment columns,
             and the challenger's predictions (see `monitoring.uplift_line.uplifts`).
         policies: arm of each row, shape (n,), integer: "challenger", "champion" (left out when there is none), and
-            any baselines, such as "linear_t_learner" and "response". Send-none is added.
+            any simpler models (`models.worth.rival_policies`). Send-none is added.
         mu_hat: shape (n, n_arms, n_outcomes), predictions that did not see the row, for the doubly robust scores.
         campaign: arms, weights, costs, guardrails and segments.
-        held_out: rows that the baselines were not trained on, shape (n,), bool; default all.
+        held_out: rows that the simpler models were not trained on, shape (n,), bool; default all.
 
     Raises: DataError: the challenger is missing, or a policy's or mu_hat's shape does not fit the frame.
     """
@@ -187,41 +217,67 @@ def _guardrails(
     return found
 
 
-def _calibration(frame: pd.DataFrame, campaign: Campaign) -> list[str]:
-    """Arms whose realised slope is not significantly above 0: the challenger's ranking tells nothing there."""
+def _calibration(frame: pd.DataFrame, campaign: Campaign) -> tuple[Calibration, ...]:
+    """Level and slope of every arm's line of errors."""
     rows = uplifts(frame, campaign)
-    flat = []
+    found = []
     for a, arm in enumerate(campaign.arm_names[1:]):
         s = rows.predicted[:, a, -1]
         theta, cov = fit_line(s, rows.score[:, a, -1] - s, rows.user)
-        if 1 + theta[1] < norm.ppf(1 - ALPHA) * np.sqrt(cov[1, 1]):
-            flat.append(f"{arm} (slope {1 + theta[1]:.2f}, standard error {np.sqrt(cov[1, 1]):.2f})")
-    return flat
+        slope, (se, slope_se) = float(1 + theta[1]), np.sqrt(np.diag(cov)).tolist()
+        limit = max(norm.isf(LEVEL_ALPHA / 2 / (len(campaign.arm) - 1)) * se, MIN_CHANGE * np.sqrt((s**2).mean()))
+        found.append(
+            Calibration(
+                arm=arm,
+                n=len(s),
+                predicted=float(s.mean()),
+                realised=float(s.mean() + theta[0]),
+                se=se,
+                slope=slope,
+                slope_se=slope_se,
+                ranks=bool(slope >= norm.ppf(1 - ALPHA) * slope_se),
+                level_off=bool(abs(theta[0]) > limit),
+            )
+        )
+    return tuple(found)
 
 
-def _verdict(against: Mapping[str, Comparison], guards: Sequence[Comparison], flat: Sequence[str]) -> GateVerdict:
+def _verdict(
+    against: Mapping[str, Comparison], guards: Sequence[Comparison], calibration: tuple[Calibration, ...]
+) -> GateVerdict:
     table = (*against.values(), *guards)
     rival = against.get("champion", against["send_none"])
     if rival.status != "better":
         reasons = [f"not better than {rival.name}: {_words(rival)}"]
         if rival.power == rival.power:  # NaN without a champion
             reasons.append(f"a challenger better by {WORTH:.0%} would have passed with probability {rival.power:.2f}")
-        return GateVerdict("keep", tuple(reasons), table)
+        return GateVerdict("keep", tuple(reasons), table, calibration)
     reasons = []
     if against["send_none"].status != "better":
         reasons.append(f"not better than sending nothing: {_words(against['send_none'])}")
     for name, comparison in against.items():
-        if name not in ("champion", "send_none") and comparison.difference + norm.ppf(1 - ALPHA) * comparison.se < 0:
+        if name not in ("champion", "send_none") and comparison.status == "worse":
             reasons.append(f"worse than {name}: {_words(comparison)}")
     # overall a guardrail must be certified; a segment is small, so there it must only not look violated
     for guard in guards:
         if guard.status != "better" if not guard.segment else guard.difference < guard.limit:
             where = guard.segment or "everybody"
             reasons.append(f"guardrail {guard.outcome}, {where}: {_words(guard)}, limit {guard.limit:g}")
-    reasons += [f"calibration: the score does not rank users, for arm {arm}" for arm in flat]
-    if reasons:
-        return GateVerdict("needs_a_person", tuple(reasons), table)
-    return GateVerdict("promote", (f"better than {rival.name}: {_words(rival)}",), table)
+    reasons += [
+        f"calibration: the score does not rank users, for arm {c.arm} (slope {c.slope:.2f}, standard error "
+        f"{c.slope_se:.2f})"
+        for c in calibration
+        if not c.ranks
+    ]
+    verdict = "needs_a_person" if reasons else "promote"
+    reasons = reasons or [f"better than {rival.name}: {_words(rival)}"]
+    reasons += [
+        f"told only: uplift of arm {c.arm} is predicted as {c.predicted:+.3f} EUR per user on average, measured as "
+        f"{c.realised:+.3f}, standard error {c.se:.3f}"
+        for c in calibration
+        if c.level_off
+    ]
+    return GateVerdict(verdict, tuple(reasons), table, calibration)
 
 
 def _words(c: Comparison) -> str:

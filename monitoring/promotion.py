@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from campaign import Campaign, DataError, ModelError
@@ -23,7 +24,7 @@ from feature_repo.atomic import locked, write_json
 from models.forward import NumpyModel
 from models.predictions import mu_hat_of
 from models.registry import model_path, pack, promote, read_pointer, rollback
-from models.worth import SEND_NOTHING
+from models.worth import SEND_NOTHING, rival_policies
 from monitoring.gate import GateVerdict, judge
 from monitoring.inputs import matured_frame, model_predictions, not_trained_on
 from monitoring.realised import measure_realised
@@ -102,10 +103,12 @@ def run_gate(campaign: Campaign, data: Path, tag: str, champion: str | None) -> 
         model = NumpyModel.load(model_path(champion))
         frame = frame[not_trained_on(frame, campaign, model)].reset_index(drop=True)
         policies["champion"] = model_predictions(frame, campaign, model)["policy_arm"].to_numpy()
-    policies["challenger"] = frame["policy_arm"].to_numpy()
-    policies |= {name.removeprefix("arm_of_"): frame[name].to_numpy() for name in frame.filter(like="arm_of_").columns}
-    mu_hat = mu_hat_of(frame, campaign.arm_names, campaign.outcome_names)
+    challenger = policies["challenger"] = frame["policy_arm"].to_numpy()
     held_out = (frame["split"] == "evaluate").to_numpy()
+    for name, arm in rival_policies(frame[held_out], campaign, challenger[held_out]).items():
+        policies[name] = np.zeros(len(frame), dtype=np.int64)
+        policies[name][held_out] = arm
+    mu_hat = mu_hat_of(frame, campaign.arm_names, campaign.outcome_names)
     return judge(frame, policies, mu_hat, campaign, held_out=held_out)
 
 

@@ -18,7 +18,7 @@ from models.spec import columns_of
 from models.splits import split_of
 from models.stream import fit_parquet
 from models.train import fit
-from models.worth import headline
+from models.worth import headline, rival_policies
 
 NAMES = {"x": "numeric", "minutes_28d": "numeric", "plan": "string"}
 SCHEMA = FeatureSchema("uplift_v1", tuple(NAMES), NAMES, dict.fromkeys(NAMES, "profile"), {})
@@ -86,4 +86,9 @@ def test_train_streamed_learns_from_all_rows_and_judges_on_a_sample(frame, tmp_p
     none = headline(made.values).set_index("policy").loc["send_none"]
     truth = np.dot(campaign.weights, [0.1, 0.8, 5.0])
     assert abs(none["value"] - truth) < 4 * none["se"]
-    assert set(pd.read_parquet(made.folder / "gate.parquet")["split"]) == {"train", "evaluate"}
+    judged = pd.read_parquet(made.folder / "gate.parquet")
+    assert set(judged["split"]) == {"train", "evaluate"}
+    held_out = judged[judged["split"] == "evaluate"]
+    policies = rival_policies(held_out, campaign, held_out["policy_arm"].to_numpy())
+    assert set(policies) == {"response model", "linear T-learner", "LightGBM S-learner"}
+    assert (policies["response model"] > 0).sum() == (held_out["policy_arm"] > 0).sum()

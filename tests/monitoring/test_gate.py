@@ -1,10 +1,18 @@
 import numpy as np
+import pandas as pd
 import pytest
-from monitored import campaign, make_frame
+from monitored import FEATURES, campaign, make_frame
 
-from campaign import DataError
-from models import Outcome, evaluate
+from campaign import DataError, ModelError
+from models import Outcome, Threshold, evaluate
+from models.baselines import fit_linear_t, fit_response
+from models.policy import response_baseline
+from models.spec import FitSpec
+from models.worth import RESPONSE, rival_columns
 from monitoring.gate import judge
+from monitoring.promotion import run_gate
+from monitoring.realised import measure_realised
+from monitoring.uplift_line import reference_lines
 
 SETUP = campaign()
 
@@ -75,6 +83,70 @@ def test_judge_paired_difference_equals_evaluate(frame):
     assert found.se == pytest.approx(row["se"].iloc[0], rel=1e-3)
 
 
+@pytest.fixture(scope="module")
+def gate_rows():
+    """What training leaves for the gate: a challenger that acts on the truth, and the simpler models, truly fitted."""
+    frame = make_frame(np.random.default_rng(30), 14_000, service=False)
+    spec = FitSpec(FEATURES, SETUP.arm_names, SETUP.outcome, outcome_prefix="y_", costs=SETUP.costs, unit="user_id")
+    train, judged = frame.head(4_000), frame.tail(10_000).reset_index(drop=True)
+    rival = {RESPONSE: fit_response(train, spec), "linear T-learner": fit_linear_t(train, spec)}
+    columns = rival_columns(SETUP, {name: model.predict(judged) for name, model in rival.items()})
+    split = np.where(np.arange(len(judged)) < 2_000, "train", "evaluate")
+    return pd.concat([judged.assign(split=split), columns], axis=1)
+
+
+def gate_of(rows, folder):
+    (folder / "reports" / "tactful-1").mkdir(parents=True)
+    rows.to_parquet(folder / "reports" / "tactful-1" / "gate.parquet")
+    return run_gate(SETUP, folder, "tactful:1", None)
+
+
+def test_run_gate_promotes_where_the_simpler_models_do_worse(gate_rows, tmp_path):
+    """The response model sends to as many of the held-out rows as the challenger, as in `evaluate`'s table."""
+    verdict = gate_of(gate_rows, tmp_path)
+    assert verdict.verdict == "promote"
+    found = {c.name: c for c in verdict.table if c.outcome == "weighted"}
+    assert set(found) == {"linear T-learner", RESPONSE, "send_none"}
+    assert found[RESPONSE].status == "better"
+    rows = gate_rows[gate_rows["split"] == "evaluate"].reset_index(drop=True)
+    sent = rows["policy_arm"].to_numpy()
+    response = np.zeros((len(rows), 2, 1))
+    response[:, 1, 0] = rows["response_to_premium_offer"]
+    outcomes = [Outcome(o.name, o.kind, o.weight) for o in SETUP.outcome]
+    compared = {
+        "challenger": Threshold(rows["score"].to_numpy()),
+        RESPONSE: response_baseline(response, 0, sent.mean()),
+    }
+    table = evaluate(
+        rows.rename(columns={f"y_{o}": o for o in SETUP.outcome_names}),
+        compared,
+        outcomes,
+        baselines=[RESPONSE],
+        estimators=("dr",),
+        mu_hat=mu_hat(rows),
+        costs=SETUP.costs,
+    )
+    row = table.query("policy == 'challenger' and baseline == @RESPONSE and outcome == 'weighted'")
+    assert found[RESPONSE].n == len(rows) == 8_000
+    assert found[RESPONSE].difference == pytest.approx(row["value"].item(), rel=1e-9)
+
+
+def test_run_gate_a_response_model_that_does_better_needs_a_person(gate_rows, tmp_path):
+    """The challenger acts on retention's uplift alone; who responds gains more. True values: the score is the truth."""
+    narrow = (gate_rows["uplift_premium_offer_retention"] > 0.0125).to_numpy().astype(np.int64)
+    share = narrow[gate_rows["split"] == "evaluate"].mean()
+    responds = gate_rows["response_to_premium_offer"] > gate_rows["response_to_premium_offer"].quantile(1 - share)
+    assert (gate_rows["score"] * responds).mean() > 1.2 * (gate_rows["score"] * narrow).mean() > 0
+    verdict = gate_of(gate_rows.assign(policy_arm=narrow), tmp_path)
+    assert verdict.verdict == "needs_a_person"
+    assert any(reason.startswith("worse than response model: -0.") for reason in verdict.reasons)
+
+
+def test_run_gate_rows_without_the_response_model(gate_rows, tmp_path):
+    with pytest.raises(ModelError, match=r"have no \['response_to_premium_offer'\].*run `tactful train`"):
+        gate_of(gate_rows.drop(columns="response_to_premium_offer"), tmp_path)
+
+
 def test_judge_a_simple_baseline_that_does_better_needs_a_person(frame):
     arms = policies(frame, noise=1.0)
     arms = {"challenger": arms["champion"], "linear_t_learner": arms["challenger"], "champion": 1 - arms["challenger"]}
@@ -98,6 +170,45 @@ def test_judge_a_flat_score_needs_a_person(frame):
     verdict = judge(shuffled, policies(frame), mu_hat(frame), SETUP)
     assert verdict.verdict == "needs_a_person"
     assert any("does not rank users" in reason for reason in verdict.reasons)
+
+
+def too_high(frame, euros):
+    """The same decisions and policy, from a model that promises so many EUR more of every user."""
+    name = "uplift_premium_offer_subscription"
+    return frame.assign(**{name: frame[name] + euros / SETUP.weights[0]})
+
+
+def test_judge_tells_a_wrong_level_and_promotes_all_the_same(frame):
+    verdict = judge(too_high(frame, 0.35), policies(frame), mu_hat(frame), SETUP)
+    assert verdict.verdict == "promote"
+    (arm,) = verdict.calibration
+    assert arm.level_off
+    assert arm.ranks
+    assert arm.predicted - arm.realised == pytest.approx(0.35, abs=4 * arm.se)
+    assert "told only: uplift of arm premium_offer is predicted as +0." in verdict.reasons[1]
+    assert verdict.as_dict()["calibration"][0]["level_off"]
+
+
+def test_judge_rarely_tells_that_a_right_level_is_wrong():
+    """Exact predictions, users who come back: at most 1%, plus 3 standard errors."""
+    told = []
+    for trial in range(40):
+        frame = make_frame(np.random.default_rng([24, trial]), 4_000, service=trial % 2 == 0, users=3_000)
+        (arm,) = judge(frame, policies(frame), mu_hat(frame), SETUP).calibration
+        told.append((arm.realised - arm.predicted) / arm.se)
+        assert arm.level_off <= (abs(told[-1]) > 2.5)
+    z = np.array(told)
+    assert (np.abs(z) > 2.576).mean() <= 0.01 + 3 * np.sqrt(0.01 * 0.99 / len(z))
+    assert z.std() == pytest.approx(1, abs=0.35)
+
+
+def test_monitor_does_not_alarm_at_a_level_that_was_measured_at_training():
+    """Why a wrong level need not block: the reference line holds it, so no retraining follows from it."""
+    rng = np.random.default_rng(25)
+    reference = too_high(make_frame(rng, 15_000, service=False), 0.35)
+    matured = too_high(make_frame(rng, 30_000), 0.35)
+    assert measure_realised(matured, SETUP).alarms
+    assert not measure_realised(matured, SETUP, reference_lines(reference, SETUP)).alarms
 
 
 def test_judge_few_decisions_need_a_person(frame):
