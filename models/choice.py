@@ -121,31 +121,20 @@ def choose_policy(
     select, evaluated = (_part(log, split, part, given, predicted, columns) for part in ("select", "evaluate"))
 
     effects = _Effects(select, outcomes, estimator)
-    sequences = [
-        _certify(name, m[select.rows], effects, guardrails, segments, shares, max_message_share, alpha / len(matrices))
-        for name, m in matrices.items()
-    ]
-    candidates = pd.concat([tested for tested, _ in sequences], ignore_index=True)
-    own_shares = {name: float((m[select.rows].max(axis=1) > 0).mean()) for name, m in matrices.items()}
-    own = own_cut(candidates, own_shares)
-    nobody = own is not None and own_shares[candidates["score"][own]] == 0
-    differences = _to_own_cut(candidates, None if nobody else own, matrices, effects, alpha)
-    candidates, best = choose(candidates, None if nobody else own, differences)
+    candidates, table = _certified(matrices, effects, guardrails, segments, shares, max_message_share, alpha)
+    candidates, best, why = _chosen(candidates, matrices, effects, alpha)
 
-    policy: Threshold | SendNone = SendNone()
-    chosen: dict[str, Threshold | SendNone] = {"chosen": policy}
-    if best is not None:
-        matrix, cut = matrices[str(best["score"])], float(best["threshold"])
-        policy, chosen = Threshold(matrix, cut), {"chosen": Threshold(matrix[evaluated.rows], cut)}
-    tables = [constraints for _, constraints in sequences]
+    score, cut = ("", np.inf) if best is None else (str(best["score"]), float(best["threshold"]))
+    policy = Threshold(matrices[score], cut) if best else SendNone()
+    graded = Threshold(matrices[score][evaluated.rows], cut) if best else SendNone()
     return Choice(
         policy=policy,
-        score="" if best is None else str(best["score"]),
-        threshold=np.inf if best is None else float(best["threshold"]),
-        reason=reason(candidates, own, nobody, best),
+        score=score,
+        threshold=cut,
+        reason=why,
         candidates=candidates,
-        table=pd.concat([t for t in tables if len(t)] or tables[:1], ignore_index=True),
-        value=evaluate(policies=chosen, outcomes=outcomes, segments=segments, **evaluated.inputs),
+        table=table,
+        value=evaluate(policies={"chosen": graded}, outcomes=outcomes, segments=segments, **evaluated.inputs),
     )
 
 
@@ -231,6 +220,26 @@ class _Effects:
         return evaluate_sample(sample, targets, self.outcomes, parts, [self.estimator], [baseline], alpha, values=False)
 
 
+def _certified(
+    matrices: Mapping[str, np.ndarray],
+    effects: _Effects,
+    guardrails: Sequence[Guardrail],
+    segments: Sequence[str],
+    shares: Sequence[float],
+    max_message_share: float,
+    alpha: float,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Candidates of every score with their status, and the constraints tested; each score spends its part of alpha."""
+    part = alpha / len(matrices)
+    sequences = [
+        _certify(name, matrix[effects.part.rows], effects, guardrails, segments, shares, max_message_share, part)
+        for name, matrix in matrices.items()
+    ]
+    candidates, tables = ([sequence[k] for sequence in sequences] for k in (0, 1))
+    constraints = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
+    return pd.concat(candidates, ignore_index=True), constraints
+
+
 def _certify(
     name: str,
     score: np.ndarray,
@@ -249,6 +258,18 @@ def _certify(
     table = effects.of(policies, segments, 2 * alpha, "send_none")
     wald = {o.name for o in effects.outcomes if o.kind == "continuous"}
     return run_sequence(name, best_score, thresholds, table, guardrails, alpha, wald)
+
+
+def _chosen(
+    candidates: pd.DataFrame, matrices: Mapping[str, np.ndarray], effects: _Effects, alpha: float
+) -> tuple[pd.DataFrame, dict[str, Any] | None, str]:
+    """Candidates with their differences to the own cut, the chosen one (None: nobody), and why."""
+    own_shares = {name: float((matrix[effects.part.rows].max(axis=1) > 0).mean()) for name, matrix in matrices.items()}
+    own = own_cut(candidates, own_shares)
+    nobody = own is not None and own_shares[candidates["score"][own]] == 0
+    start = None if nobody else own
+    candidates, best = choose(candidates, start, _to_own_cut(candidates, start, matrices, effects, alpha))
+    return candidates, best, reason(candidates, own, nobody, best)
 
 
 def _to_own_cut(
