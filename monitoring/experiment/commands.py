@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,6 +12,10 @@ from campaign import data_dir, load_campaign, now
 from models.registry import required_champion
 from monitoring import logs
 from monitoring.terminal import DATE, JsonOption, answer, busy, out, print_frame
+
+if TYPE_CHECKING:
+    from monitoring.experiment.file import Experiment
+    from monitoring.experiment.power import PlannedExperiment
 
 app = typer.Typer(no_args_is_help=True, help="Plan and read a live A/B test.")
 
@@ -53,8 +57,6 @@ def plan_experiment(
 
     The candidate is the champion as it is, unless thresholds, weights or a ladder are asked for.
     """
-    import pandas as pd
-
     from monitoring.experiment.design import plan_for_champion
     from monitoring.experiment.file import Variant
 
@@ -80,6 +82,13 @@ def plan_experiment(
     if as_json:
         answer(True, {**planned.to_dict(), "experiment": experiment.model_dump(mode="json")}, "")
         return
+    _print_plan(experiment, planned, effect or [])
+
+
+def _print_plan(experiment: Experiment, planned: PlannedExperiment, effect: list[str]) -> None:
+    """Tests, forecasts and what to expect; `effect`: METRIC=VALUE as given by hand."""
+    import pandas as pd
+
     print_frame(planned.table)
     print_frame(pd.DataFrame([f.model_dump() for f in experiment.forecast]).drop(columns="model_tag"))
     unchanged = [metric.name for metric in planned.plan.metric if metric.name not in _numbers_by_name(effect)]
@@ -92,7 +101,7 @@ def plan_experiment(
     out.print(
         f"{planned.users:,} users in {len(experiment.variants)} variants, read after {planned.days} days: a candidate "
         f"this good ships with probability {planned.ship_probability:.2f}\n{experiment.text()}\n"
-        f"written: {data_dir() / 'experiments' / name}.json",
+        f"written: {data_dir() / 'experiments' / experiment.name}.json",
         soft_wrap=True,
     )
 
