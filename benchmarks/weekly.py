@@ -55,18 +55,16 @@ def kept(name: str, measure: Callable[..., Any], *args: Any, **options: Any) -> 
     return found[name]
 
 
-def year_of(seed: int, rows: int, wobble: float, *, checks: bool = False) -> list[list[str]]:
+def year_of(seed: int, rows: int, wobble: float, **options: Any) -> list[list[str]]:
     """Action and reasons of each week that asked for something, of a year in which nothing but wobble happens."""
-    decisions = simulate_year(seed, rows, Truth(wobble=wobble), checks=checks)
+    decisions = simulate_year(seed, rows, Truth(wobble=wobble), **options)
     return [[f"{d.week}", d.action, *d.reasons] for d in decisions if d.action != "none"]
 
 
-def false_alarms(years: int, rows: int, wobble: float, seed: int) -> dict[str, float]:
+def false_alarms(years: int, rows: int, wobble: float, seed: int, quiet: int = 0) -> dict[str, float]:
     """False retrain decisions a year on platforms where nothing but ordinary wobble happens."""
-    played = [
-        kept(f"year {rows} rows, wobble {wobble}, seed {s}", year_of, s, rows, wobble)
-        for s in range(seed, seed + years)
-    ]
+    name = f"year {rows} rows, wobble {wobble}" + (f", calibrated on {quiet} weeks" if quiet else "")
+    played = [kept(f"{name}, seed {s}", year_of, s, rows, wobble, quiet=quiet) for s in range(seed, seed + years)]
     asked = [[week for week in year if week[1] == "retrain"] for year in played]
     retrain = np.array([len(year) for year in asked])
     codes = [[{reason.split(":")[0] for reason in week[2:]} for week in year] for year in asked]
@@ -106,10 +104,12 @@ def drift_seconds(rows: int, seed: int) -> dict[str, float]:
 def measure_alarms(scale: float) -> list[Row]:
     """False alarms of the whole decision rule."""
     rows = []
-    for years, wobble, seed in ((50, 0.03, 100), (10, 0.0, 200), (10, 0.05, 200)):
-        f = false_alarms(scaled(years, scale), 10_000, wobble, seed)
+    default = ((50, 0.03, 100, 0), (10, 0.0, 200, 0), (10, 0.05, 200, 0))
+    for years, wobble, seed, quiet in (*default, (10, 0.03, 4000, 12), (10, 0.05, 4000, 12)):
+        f = false_alarms(scaled(years, scale), 10_000, wobble, seed, quiet)
         promise = f"<= {campaign().monitoring.yearly_false_alarm:g} a year"
         what = f"false retrain alarms, {f['years']} years of 10,000 decisions a week, weekly wobble {wobble:g} sd"
+        what += f", thresholds of `tactful monitor calibrate` from {quiet} weeks" if quiet else ""
         rows.append(
             (what, promise, f"{f['retrain_per_year']:.2f} a year (SE {f['se']:.2f}), worst year {f['worst_year']}")
         )
@@ -149,6 +149,13 @@ def measure_detection(scale: float) -> list[Row]:
     after = [kept(f"market, run {run}", actions_after, market, 20_000, (400, run)) for run in runs]
     found = np.array(["retrain" in actions for actions in after])
     rows.append(("new country, a quarter of the users: retrain in <= 2 weeks", ">= .95", told_share(found)))
+    restless = Truth(new_market=0.25, wobble=0.05)
+    after = [
+        kept(f"calibrated market, run {run}", actions_after, restless, 10_000, (900, run), quiet=12) for run in runs
+    ]
+    found = np.array(["retrain" in actions for actions in after])
+    what = "the same, 10,000 a week, weekly wobble 0.05 sd, thresholds of `tactful monitor calibrate` from 12 weeks"
+    rows.append((what, ">= .95", told_share(found)))
     for bug, what in (("zero", "80% of a column turns to 0"), ("missing", "30% of a column is lost")):
         after = [kept(f"{bug}, run {run}", actions_after, quiet, 20_000, (500, run), broken=bug) for run in runs]
         found = np.array([actions == ["stop", "stop"] for actions in after])

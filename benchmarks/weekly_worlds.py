@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,24 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "monitoring"))
 from monitored import MONDAY, Truth, campaign, make_frame, make_inputs, make_profile  # noqa: E402
 
+from campaign import Campaign  # noqa: E402
+from monitoring.calibrate import calibrate  # noqa: E402
 from monitoring.decide import Decision, Statistics, decide  # noqa: E402
 from monitoring.drift import measure_drift  # noqa: E402
 from monitoring.gate import judge  # noqa: E402
 from monitoring.profile import count_rows  # noqa: E402
 from monitoring.realised import Realised, compare, policy_gain  # noqa: E402
 from monitoring.uplift_line import Uplifts, lines, uplifts  # noqa: E402
-from monitoring.weekly import measure_week, record  # noqa: E402
+from monitoring.weekly import as_json, measure_week, record  # noqa: E402
 
 WEEKS = 52
 GATE_ROWS = 50_000
 MATURED_LAG = 5  # weeks from a decision until its outcome is known
 
 
-def simulate_year(seed: int, rows: int, truth: Truth, weeks: int = WEEKS, *, checks: bool = False) -> list[Decision]:
+def simulate_year(
+    seed: int, rows: int, truth: Truth, weeks: int = WEEKS, *, checks: bool = False, quiet: int = 0
+) -> list[Decision]:
     """Weekly decisions of one platform and one champion; the decision rule is the real one, history included.
 
     Args:
@@ -40,9 +45,11 @@ def simulate_year(seed: int, rows: int, truth: Truth, weeks: int = WEEKS, *, che
         weeks: to simulate.
         checks: the whole weekly step. Else without data checks, which can only stop, and without the tables of the
             reports; every week is scored once and not once for each pool that it is in: half of the time.
+        quiet: weeks before the year, from which `tactful monitor calibrate` proposes the thresholds; 0: the defaults.
     """
     rng = np.random.default_rng([seed, rows])
     profile, pool = make_profile(rng, 2 * rows), campaign().monitoring.pool_weeks
+    setup = calibrated(profile, [make_frame(rng, rows, truth) for _ in range(quiet)])
     mondays = [MONDAY + timedelta(weeks=w) for w in range(-MATURED_LAG - pool, weeks)]
     recent: list[Any] = []
     history: list[dict] = []
@@ -53,12 +60,26 @@ def simulate_year(seed: int, rows: int, truth: Truth, weeks: int = WEEKS, *, che
         if monday < MONDAY:
             continue
         matured = recent[:pool]
-        inputs = make_inputs(profile, frame, pd.concat(matured) if checks else frame.iloc[:0], monday)
-        statistics = measure_week(inputs, history) if checks else quick_statistics(profile, frame, matured)
+        matured_frame = pd.concat(matured) if checks else frame.iloc[:0]
+        inputs = make_inputs(profile, frame, matured_frame, monday, campaign=setup)
+        statistics = measure_week(inputs, history) if checks else quick_statistics(profile, frame, matured, setup)
         decision = decide(monday, inputs.champion, statistics, history, inputs.campaign)
         history.append(decision.as_dict() | record(inputs, statistics))
         decisions.append(decision)
     return decisions
+
+
+def calibrated(profile: dict, weeks: Sequence[pd.DataFrame]) -> Campaign:
+    """The campaign with the thresholds of drift proposed from quiet weeks; as it is without any."""
+    setup, stats = campaign(), {}
+    for k, frame in enumerate(weeks):
+        drift = measure_drift(profile, count_rows(profile, frame), setup.monitoring)
+        rows = {"name": "rows", "value": float(len(frame))}
+        stats[f"week {k:02d}"] = as_json({"checks": [rows], "drift": asdict(drift)})
+    if not stats:
+        return setup
+    found = {name: calibrate(stats, setup).proposed[name] for name in ("drift_effect", "psi_red_line")}
+    return setup.model_copy(update={"monitoring": setup.monitoring.model_copy(update=found)})
 
 
 def scored(frame: pd.DataFrame) -> tuple[Uplifts, np.ndarray]:
@@ -66,9 +87,11 @@ def scored(frame: pd.DataFrame) -> tuple[Uplifts, np.ndarray]:
     return uplifts(frame, campaign()), frame["policy_arm"].to_numpy()
 
 
-def quick_statistics(profile: dict, frame: pd.DataFrame, matured: Sequence[tuple[Uplifts, np.ndarray]]) -> Statistics:
+def quick_statistics(
+    profile: dict, frame: pd.DataFrame, matured: Sequence[tuple[Uplifts, np.ndarray]], setup: Campaign
+) -> Statistics:
     """What the decision rests on, from the functions of the weekly step."""
-    drift = measure_drift(profile, count_rows(profile, frame), campaign().monitoring)
+    drift = measure_drift(profile, count_rows(profile, frame), setup.monitoring)
     return Statistics((), drift, pooled(profile, matured))
 
 
@@ -97,13 +120,17 @@ def weeks_to_find(truth: Truth, rows: int, seed: Sequence[int], looks: int = 5, 
     return looks + 1
 
 
-def actions_after(truth: Truth, rows: int, seed: Sequence[int], weeks: int = 2, broken: str = "") -> list[str]:
+def actions_after(
+    truth: Truth, rows: int, seed: Sequence[int], weeks: int = 2, broken: str = "", quiet: int = 0
+) -> list[str]:
     """Actions of the first weeks after a change that shows in the features.
 
     `broken`: a client's bug from then on: "zero" turns 80% of a column to 0, "missing" loses 30% of it.
+    `quiet`: as for `simulate_year`; weeks of the same wobble without the change.
     """
     rng = np.random.default_rng(seed)
     profile = make_profile(rng, 2 * rows)
+    setup = calibrated(profile, [make_frame(rng, rows, Truth(wobble=truth.wobble)) for _ in range(quiet)])
     history: list[dict] = []
     for week in range(weeks):
         monday = MONDAY + timedelta(weeks=week)
@@ -111,7 +138,7 @@ def actions_after(truth: Truth, rows: int, seed: Sequence[int], weeks: int = 2, 
         if broken:
             share, value = {"zero": (0.8, 0.0), "missing": (0.3, np.nan)}[broken]
             frame["l03"] = np.where(rng.random(rows) < share, value, frame["l03"])
-        inputs = make_inputs(profile, frame, frame.iloc[:0], monday)
+        inputs = make_inputs(profile, frame, frame.iloc[:0], monday, campaign=setup)
         statistics = measure_week(inputs, history)
         decision = decide(monday, inputs.champion, statistics, history, inputs.campaign)
         history.append(decision.as_dict() | record(inputs, statistics))

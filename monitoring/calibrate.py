@@ -1,8 +1,8 @@
 """Thresholds from your own quiet weeks: how much moves when nothing is wrong.
 
 Every platform wobbles: weekdays, campaigns, seasons. From the stats.json of weeks in which nothing was wrong, each
-threshold is the value that such a week exceeds with no more than its share of the false alarm budget (upper prediction
-bound; effects and row counts are taken as lognormal). With few weeks the bound is wide, as it must be.
+threshold is the value that such a week, or two in a row where the rule wants two, exceeds with no more than its share
+of the false alarm budget (upper prediction bounds). With few weeks the bound is wide, as it must be.
 """
 
 from __future__ import annotations
@@ -15,9 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import chi2, norm
 from scipy.stats import t as student
 
 from campaign import Campaign, DataError
+from monitoring.drift import eligible_moved
 from monitoring.realised import LOOKS_PER_YEAR, REALISED_SHARE
 
 MIN_WEEKS = 6
@@ -60,12 +63,14 @@ def calibrate(stats: Mapping[str, Mapping[str, Any]], campaign: Campaign) -> Cal
             "run `tactful monitor --week DATE` for more weeks in which nothing was wrong"
         )
     weekly = [_of_week(s, campaign.monitoring.drift_share) for s in quiet.values()]
-    effect, psi, missing, rows = (np.array([w[name] for w in weekly]) for name in ("effect", "psi", "missing", "rows"))
+    psi, missing, rows = (np.array([w[name] for w in weekly]) for name in ("psi", "missing", "rows"))
     budget = (1 - REALISED_SHARE) * campaign.monitoring.yearly_false_alarm / LOOKS_PER_YEAR
-    persisting = float(np.sqrt(budget))  # drift must hold for two weeks; wobble of two weeks is taken as independent
+    alpha = budget / 3  # each rule of drift: share of the features, features with predictions, red line
+    # Effects are like the size of a normal number, whose 2/3 power is nearly normal (Wilson, Hilferty 1931, PNAS 17)
+    effects = [np.array([w[rule] for w in weekly]) ** (2 / 3) for rule in ("features", "with_predictions")]
     bounds = {
-        "drift_effect": np.exp(prediction_bound(np.log(effect), persisting)),
-        "psi_red_line": np.exp(prediction_bound(np.log(psi), budget)),
+        "drift_effect": max(persisting_bound(effect, alpha) for effect in effects) ** 1.5,
+        "psi_red_line": np.exp(prediction_bound(np.log(psi), alpha)),
         "missing_delta": prediction_bound(missing, budget),
         "row_count_factor": np.exp(prediction_bound(np.abs(np.log(rows / np.median(rows))), budget)),
     }
@@ -77,14 +82,17 @@ def calibrate(stats: Mapping[str, Mapping[str, Any]], campaign: Campaign) -> Cal
 def _of_week(stats: Mapping[str, Any], drift_share: float) -> dict[str, float]:
     """What the thresholds are held against.
 
-    `effect` is the largest threshold at which the week would drift: `drift_share` of the features are over it, or one
-    feature and one prediction. The others are worst cases.
+    `features` is the largest threshold at which `drift_share` of the features are over it, `with_predictions` that at
+    which one feature is and the predictions have moved: at either the week would drift. The others are worst cases.
     """
-    features = [c for c in stats["drift"]["columns"] if c["role"] == "feature"]
+    drift = stats["drift"]
+    features = [c for c in drift["columns"] if c["role"] == "feature"]
     effects = sorted((c["effect"] for c in features), reverse=True)
-    predicted = max((c["effect"] for c in stats["drift"]["columns"] if c["role"] == "prediction"), default=0.0)
+    predicted = max((c["effect"] for c in drift["columns"] if c["role"] == "prediction"), default=0.0)
+    moved = eligible_moved(drift["share_eligible"], drift["share_reference"])
     return {
-        "effect": max(effects[max(ceil(drift_share * len(effects)), 1) - 1], min(effects[0], predicted)),
+        "features": effects[max(ceil(drift_share * len(effects)), 1) - 1],
+        "with_predictions": effects[0] if moved else min(effects[0], predicted),
         "psi": max(c["psi"] for c in features),
         "missing": max(c["missing"] - c["missing_ref"] for c in features),
         "rows": next(check["value"] for check in stats["checks"] if check["name"] == "rows"),
@@ -98,6 +106,23 @@ def prediction_bound(values: np.ndarray, alpha: float) -> float:
     """
     n = len(values)
     return float(values.mean() + student.isf(alpha, n - 1) * values.std(ddof=1) * np.sqrt(1 + 1 / n))
+
+
+def persisting_bound(values: np.ndarray, alpha: float) -> float:
+    """Value that both of the next two exceed with probability alpha, if all are normal and independent."""
+    return float(values.mean() + persisting_factor(len(values), alpha) * values.std(ddof=1))
+
+
+def persisting_factor(n: int, alpha: float) -> float:
+    """Sample sds above the mean of n values that both of the next two exceed with probability alpha.
+
+    More than for one at sqrt(alpha): a bound that came out low by chance is exceeded by both.
+
+    Source: Fertig, Mann (1977), Technometrics 19, 167-177: at least 1 of 2 future observations below the bound.
+    """
+    u = (np.arange(200) + 0.5) / 200
+    mean, sd = norm.ppf(u)[:, None] / np.sqrt(n), np.sqrt(chi2.ppf(u, n - 1) / (n - 1))  # of samples of N(0, 1)
+    return float(brentq(lambda k: np.mean(norm.sf(mean + k * sd) ** 2) - alpha, 0, 1000))
 
 
 def read_stats(out_dir: Path, weeks: Sequence[str] = ()) -> dict[str, dict[str, Any]]:

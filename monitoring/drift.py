@@ -80,8 +80,13 @@ class Drift:
     @property
     def predictions_moved(self) -> bool:
         """A predicted uplift or the score is over the threshold, or the share eligible changed by a fifth."""
-        change = abs(self.share_eligible - self.share_reference)
-        return any(c.warn for c in self.of("prediction")) or change > ELIGIBLE_CHANGE * max(self.share_reference, 0.01)
+        moved = eligible_moved(self.share_eligible, self.share_reference)
+        return moved or any(c.warn for c in self.of("prediction"))
+
+
+def eligible_moved(share: float, reference: float) -> bool:
+    """Whether the share eligible changed by a fifth."""
+    return abs(share - reference) > ELIGIBLE_CHANGE * max(reference, 0.01)
 
 
 def measure_drift(profile: Profile, counts: Counts, limits: Monitoring) -> Drift:

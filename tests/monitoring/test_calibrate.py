@@ -5,7 +5,7 @@ import pytest
 from monitored import campaign
 
 from campaign import DataError
-from monitoring.calibrate import FLOORS, calibrate, prediction_bound, read_stats
+from monitoring.calibrate import FLOORS, calibrate, persisting_factor, prediction_bound, read_stats
 
 
 def week(rng, effect=0.04):
@@ -15,7 +15,12 @@ def week(rng, effect=0.04):
     ]
     ignored = {"role": "ignored", "effect": 9.0, "psi": 9.0, "missing": 0.9, "missing_ref": 0.0}
     rows = {"name": "rows", "value": float(rng.integers(9_000, 11_000))}
-    return {"checks": [rows], "drift": {"columns": [*columns, ignored]}}
+    drift = {"columns": [*columns, ignored], "share_eligible": 0.5, "share_reference": 0.5}
+    return {"checks": [rows], "drift": drift}
+
+
+def column(effect, role):
+    return {"role": role, "effect": effect, "psi": effect**2, "missing": 0.01, "missing_ref": 0.01}
 
 
 def stats(weeks, effect=0.04, seed=0):
@@ -40,13 +45,15 @@ def test_calibrate_more_wobble_gives_wider_thresholds():
 
 
 def test_calibrate_covers_one_feature_that_moves_with_the_predictions():
-    alone, together = stats(12), stats(12)
-    for quiet, prediction in ((alone, 0.0), (together, 9.0)):
+    alone, together, eligible = stats(12), stats(12), stats(12)
+    for quiet, prediction, share in ((alone, 0.0, 0.5), (together, 9.0, 0.5), (eligible, 0.0, 0.7)):
         for s in quiet.values():
             s["drift"]["columns"][0]["effect"] = 0.4  # a single feature is fewer than `drift_share`
             s["drift"]["columns"].append({"role": "prediction", "effect": prediction})
+            s["drift"]["share_eligible"] = share
     assert calibrate(alone, campaign()).proposed["drift_effect"] < 0.3
-    assert calibrate(together, campaign()).proposed["drift_effect"] == pytest.approx(0.4, abs=0.01)
+    for moved in (together, eligible):
+        assert calibrate(moved, campaign()).proposed["drift_effect"] == pytest.approx(0.4, abs=0.01)
 
 
 def test_calibrate_keeps_floors():
@@ -59,6 +66,34 @@ def test_calibrate_new_weeks_stay_below():
     draws = rng.normal(size=(4000, 9))
     above = np.mean([row[8] > prediction_bound(row[:8], 0.05) for row in draws])
     assert above == pytest.approx(0.05, abs=4 * np.sqrt(0.05 * 0.95 / 4000))
+
+
+@pytest.mark.parametrize("weeks", [6, 12, 40])
+def test_persisting_factor_is_exceeded_twice_in_a_row_at_its_rate(weeks):
+    draws = np.random.default_rng(2).normal(size=(40_000, weeks + 2))
+    bound = draws[:, :weeks].mean(axis=1) + persisting_factor(weeks, 0.02) * draws[:, :weeks].std(axis=1, ddof=1)
+    above = draws[:, weeks:].min(axis=1) > bound
+    assert np.mean(above) == pytest.approx(0.02, abs=4 * np.sqrt(0.02 * 0.98 / 40_000))
+
+
+def test_calibrate_on_a_strong_wobble_ends_the_false_alarms():
+    """Effects of a platform whose features and predictions move by .05 sd a week: two weeks in a row, by the rule."""
+    rng = np.random.default_rng(3)
+    over = {name: [] for name in ("calibrated", "default")}
+    for _ in range(30):
+        moves = np.abs(rng.normal(0, 0.05, (12 + 52, 33)))
+        quiet = stats(12)
+        for s, move in zip(quiet.values(), moves, strict=False):
+            s["drift"]["columns"] = [column(e, "feature") for e in move[:30]] + [
+                column(e, "prediction") for e in move[30:]
+            ]
+        effects = np.sort(moves[12:, :30], axis=1)
+        drifts_at = np.maximum(effects[:, -3], np.minimum(effects[:, -1], moves[12:, 30:].max(axis=1)))
+        for name, limit in (("calibrated", calibrate(quiet, campaign()).proposed["drift_effect"]), ("default", 0.1)):
+            drifts = drifts_at >= limit
+            over[name].append((drifts[1:] & drifts[:-1]).sum())
+    assert np.mean(over["default"]) > 0.8
+    assert np.mean(over["calibrated"]) < 0.1
 
 
 def test_calibrate_too_few_weeks():
