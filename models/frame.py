@@ -86,7 +86,7 @@ def countable(decisions: pd.DataFrame, campaign: Campaign, as_of: datetime) -> p
 def sieve(decisions: pd.DataFrame, campaign: Campaign, as_of: datetime) -> tuple[pd.DataFrame, dict[str, int]]:
     """Decisions that count (see `countable`), and how many do not, by the reason."""
     usable = (decisions["propensity"] > 0) & (decisions["propensity"] < 1)
-    given = given_history(decisions[usable], campaign.assignment.holdout_share)
+    given = given_history(decisions[usable], campaign.assignment)
     fresh = given[(given["propensity"] > 0) & (given["propensity"] < 1)]
     closed = matured(fresh["decided_at"], campaign.outcome, as_of)
     kept = fresh[closed]

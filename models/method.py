@@ -201,7 +201,7 @@ def facts(campaign: Campaign, tag: str, frame: pd.DataFrame, choice: Choice) -> 
         "splits": f"by hash of the user, salt {splits.salt!r}: train {splits.train:.0%} (the network), select "
         f"{splits.select:.0%} (the threshold), evaluate {splits.evaluate:.0%} (the values)",
         "layers": ", ".join(f"{name} {rows:,}" for name, rows in layers.items())
-        + f"; of all users {assignment.holdout_share:.0%} are held out, {assignment.exploration_share:.0%} explored",
+        + f"; in service {assignment.holdout_share:.0%} of users held out, {assignment.exploration_share:.0%} explored",
         "seed": f"{campaign.training.seed} (network, tree 0, band 0)",
         "guardrail error": "by the gate" if choice.own_cut else f"at most {campaign.policy.alpha:.0%}, one-sided",
         "budget": f"at most {campaign.policy.max_message_share:.0%} of users",

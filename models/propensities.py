@@ -32,37 +32,37 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from campaign import DataError
+from campaign import Assignment, DataError
 from models.splits import draw_window
 
 CONTROL = 0
+SHARES = {"holdout": "holdout_share", "exploration": "exploration_share"}  # layer -> what `salts` call its share
 
 
-def given_history(decisions: pd.DataFrame, holdout_share: float) -> pd.DataFrame:
+def given_history(decisions: pd.DataFrame, assignment: Assignment) -> pd.DataFrame:
     """Decisions that a fresh draw took part in, with propensities given what history tells; in row order.
 
     Args:
         decisions: every logged decision whose arm was not certain, from the beginning of the log (a first decision
             can only be told where all are there): decision_id, user_id, decided_at, layer, arm, propensity,
             propensities, salts, experiment (where it is null a later decision under an experiment is left out).
-        holdout_share: of decisions whose `salts` name none (a platform's own random phase).
+        assignment: its shares count where `salts` name none.
 
     Returns: some of the rows, their index kept; `propensity` and `propensities` replaced.
 
-    Raises: DataError: a logged propensity cannot come from that holdout share.
+    Raises: DataError: a logged propensity cannot come from its holdout share; `salts` that cannot be read.
     """
-    draws = _draws(decisions, holdout_share)
+    draws, shares = _draws(decisions), drawn_shares(decisions, assignment)
     later = _repeats(decisions, draws, ["holdout"])
     spent = (draws["window"] >= 0) & _repeats(decisions, draws, ["exploration", "window"])
     repeated = (draws["experiment"] & _repeats(decisions, draws, ["experiment"])).to_numpy()
-    variant_arm = _variant_arm(decisions, repeated)
-    kept = ~spent.to_numpy() & ~(later & (decisions["layer"] == "holdout").to_numpy()) & ~(repeated & (variant_arm < 0))
+    told = variant_arm(decisions, repeated)
+    kept = ~spent.to_numpy() & ~(later & (decisions["layer"] == "holdout").to_numpy()) & ~(repeated & (told < 0))
     if not kept.any():  # arrays of no rows do not say how many arms there are
         return decisions[kept]
-    rows, known = decisions[kept], np.flatnonzero(repeated[kept])
-    marginal = np.array(rows["propensities"].tolist(), dtype=float)
-    marginal[known] = _given_variant(variant_arm[kept][known], draws[kept].iloc[known], marginal.shape[-1])
-    chance = outside_holdout(marginal, np.where(later, draws["share"], 0.0)[kept])
+    rows = decisions[kept]
+    marginal = given_variant(np.array(rows["propensities"].tolist(), dtype=float), told[kept], shares[kept])
+    chance = outside_holdout(marginal, np.where(later, shares["holdout"], 0.0)[kept])
     own = chance[np.arange(len(rows)), rows["arm"].to_numpy(dtype=np.int64)]
     return rows.assign(propensity=own, propensities=list(chance))
 
@@ -94,26 +94,7 @@ def outside_holdout(propensities: np.ndarray, share: np.ndarray | float) -> np.n
     return np.asarray(np.clip(chance, 0.0, 1.0))
 
 
-def given_variant(decisions: pd.DataFrame, outside: np.ndarray, holdout: float, exploration: float) -> np.ndarray:
-    """Probability of every arm outside the holdout, given the user's variant where the log tells it; (n, n_arms).
-
-    From a user's second window on features tell the variant: only given it are arms as frequent as these say.
-
-    Args:
-        decisions: `experiment` as logged; without that column nothing changes.
-        outside: shape (n, n_arms), from `outside_holdout`.
-        holdout: share of users.
-        exploration: share of users.
-    """
-    arm = _variant_arm(decisions, np.ones(len(decisions), dtype=bool))
-    known, chance = np.flatnonzero(arm >= 0), outside.copy()
-    chance[known] = exploration / outside.shape[1]
-    chance[known, arm[known]] += 1 - holdout - exploration
-    chance[known] /= 1 - holdout
-    return chance
-
-
-def _variant_arm(decisions: pd.DataFrame, wanted: np.ndarray) -> np.ndarray:
+def variant_arm(decisions: pd.DataFrame, wanted: np.ndarray) -> np.ndarray:
     """Arm of each wanted user's variant, outside an experiment the champion's; -1 where the log does not say."""
     arm = np.full(len(decisions), -1)
     if "experiment" not in decisions:
@@ -124,27 +105,78 @@ def _variant_arm(decisions: pd.DataFrame, wanted: np.ndarray) -> np.ndarray:
     return arm
 
 
-def _given_variant(arm: np.ndarray, draws: pd.DataFrame, n_arms: int) -> np.ndarray:
-    """Probability of every arm over holdout and exploration, for users whose variant has this arm; (n, n_arms)."""
-    holdout, explored = draws["share"].to_numpy(), draws["explored"].to_numpy()
-    chance = np.repeat(explored[:, None] / n_arms, n_arms, axis=1)
-    chance[:, CONTROL] += holdout
-    chance[np.arange(len(arm)), arm] += 1 - holdout - explored
+def given_variant(propensities: np.ndarray, arm: np.ndarray, shares: pd.DataFrame) -> np.ndarray:
+    """Probability of every arm over holdout and exploration, given the arm of the user's variant; shape (n, n_arms).
+
+    From a user's second window on features tell the variant: only given it are arms as frequent as these say.
+
+    Args:
+        propensities: shape (n, n_arms), marginal over all layers; they stand where `arm` is -1.
+        arm: shape (n,), from `variant_arm`.
+        shares: n rows, from `drawn_shares`.
+    """
+    known, chance = np.flatnonzero(arm >= 0), propensities.copy()
+    holdout, explored = shares["holdout"].to_numpy()[known], shares["exploration"].to_numpy()[known]
+    chance[known] = explored[:, None] / propensities.shape[-1]
+    chance[known, CONTROL] += holdout
+    chance[known, arm[known]] += 1 - holdout - explored
     return chance
 
 
-def _draws(decisions: pd.DataFrame, holdout_share: float) -> pd.DataFrame:
-    """The draws behind each row, by salt: holdout, exploration (their shares; window -1: none); any experiment."""
+def drawn_shares(decisions: pd.DataFrame, assignment: Assignment) -> pd.DataFrame:
+    """Shares of all users, `holdout` and `exploration`, that each decision was drawn with; in row order.
+
+    Args:
+        decisions: decision_id and `salts`, which name the shares of a log (a platform's own random phase has others
+            than campaign.toml, or no holdout at all) and still the old ones after campaign.toml has changed.
+        assignment: its shares count where `salts` name none.
+
+    Raises: DataError: `salts` that are no JSON object, or name a share that cannot be.
+    """
+    code, salts = _salts(decisions)
+    found = {
+        layer: np.array([told.get(name, getattr(assignment, name)) for told in salts], dtype=float)[code]
+        for layer, name in SHARES.items()
+    }
+    return pd.DataFrame(found, index=decisions.index)
+
+
+def _salts(decisions: pd.DataFrame) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    """What `salts` say: a code for each row, and the content of each code (few: one per change of the service)."""
+    code, texts = pd.factorize(decisions["salts"].fillna(""))
+    found = [_read(text) for text in texts]
+    for k, told in enumerate(found):
+        if told is None:
+            rows = np.flatnonzero(code == k)
+            raise DataError(
+                f"salts of {len(rows)} decisions (first: {decisions['decision_id'].iloc[rows[0]]}) are {texts[k]!r}; "
+                'expected JSON as {"holdout_share": 0.1}, each share a number from 0 to less than 1'
+            )
+    return code, [told for told in found if told is not None]
+
+
+def _read(text: str) -> dict[str, Any] | None:
+    """`salts` of a decision; None where they cannot be."""
+    try:
+        told = json.loads(text or "{}")
+    except ValueError:
+        return None
+    if not isinstance(told, dict):
+        return None
+    shares = (told.get(name, 0) for name in SHARES.values())
+    return told if all(isinstance(share, int | float) and 0 <= share < 1 for share in shares) else None
+
+
+def _draws(decisions: pd.DataFrame) -> pd.DataFrame:
+    """The draws behind each row, by salt: holdout, exploration (window -1: none); any experiment."""
     n = len(decisions)
     draws = {name: np.full(n, "", dtype=object) for name in ("holdout", "exploration")}
-    experiment = np.zeros(n, dtype=bool)
-    share, explored, window = np.full(n, holdout_share), np.zeros(n), np.full(n, -1)
-    code, texts = pd.factorize(decisions["salts"].fillna(""))
+    experiment, window = np.zeros(n, dtype=bool), np.full(n, -1)
     users, at = decisions["user_id"].to_numpy(), decisions["decided_at"]
     days = at.to_numpy(dtype="datetime64[D]")
-    for k, text in enumerate(texts):
+    code, logged = _salts(decisions)
+    for k, salts in enumerate(logged):
         rows = np.flatnonzero(code == k)
-        salts: dict[str, Any] = json.loads(text or "{}")
         if "exploration_salt" in salts and "window_days" not in salts:
             raise DataError(
                 f"salts of {len(rows)} decisions (first: {decisions['decision_id'].iloc[rows[0]]}) name "
@@ -152,16 +184,13 @@ def _draws(decisions: pd.DataFrame, holdout_share: float) -> pd.DataFrame:
                 "exploration was drawn anew; move their partitions out of data/decisions"
             )
         draws["holdout"][rows] = salts.get("holdout_salt", "")
-        share[rows] = salts.get("holdout_share", holdout_share)
         if "exploration_salt" in salts:
             draws["exploration"][rows] = salts["exploration_salt"]
-            explored[rows] = salts.get("exploration_share", 0.0)
             window[rows] = draw_window(users[rows], days[rows], salts["window_days"])
         for told in salts.get("experiments", {}).values():
             low, high = told["open_slots"]
             experiment[rows] |= (at.iloc[rows] >= pd.Timestamp(told["starts_at"])).to_numpy() & (low < high)
-    draws |= {"experiment": experiment, "share": share, "explored": explored, "window": window}
-    return pd.DataFrame(draws, index=decisions.index)
+    return pd.DataFrame(draws | {"experiment": experiment, "window": window}, index=decisions.index)
 
 
 def _repeats(decisions: pd.DataFrame, draws: pd.DataFrame, names: list[str]) -> np.ndarray:

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import chisquare, norm
+from scipy.stats import chi2, norm
 
 from campaign import Campaign
 from monitoring.profile import Counts, Profile, reference_counts
-from monitoring.week_sums import RANDOM_PHASE, SERVICE, WeekSums
+from monitoring.week_sums import LAYERS, Shares, WeekSums
 
 FAR_SHARE = 0.01  # of rows further out than the reference range is wide
 ZEROS_RISE = 0.15  # of rows that were not 0 and are now
@@ -74,7 +74,7 @@ def check_week(
     Args:
         sums: of the week.
         profile: the champion's reference profile.
-        campaign: limits, shares of the layers, segments.
+        campaign: limits, arms.
         expected_rows: of a week like the last ones.
         quarantined: raw log files that arrived this week and were refused.
     """
@@ -159,14 +159,13 @@ def _ages(sums: WeekSums, campaign: Campaign) -> list[Check]:
 def _layers(sums: WeekSums, campaign: Campaign) -> list[Check]:
     """Sample ratio of the random layers: overall, and in each segment."""
     checks = []
-    for phase in (SERVICE, RANDOM_PHASE):
-        shares = _layer_shares(campaign, phase == SERVICE)
-        groups: dict[str, dict[str, int]] = {}
-        for (where, group, layer), n in sorted(sums.layers.items()):
+    for phase, names in LAYERS.items():
+        groups: dict[str, dict[tuple[Shares, str], int]] = {}
+        for (where, group, shares, layer), n in sorted(sums.layers.items()):
             if where == phase:
-                groups.setdefault(group, {})[layer] = n
+                groups.setdefault(group, {})[shares, layer] = n
         alpha = campaign.monitoring.srm_p / max(len(groups), 1)
-        results = {group: _ratio(group, layers, shares, alpha) for group, layers in groups.items()}
+        results = {group: _ratio(group, rows, names, alpha) for group, rows in groups.items()}
         if "all" in results:
             checks.append(Check("sample_ratio", *results.pop("all")))
         if results:
@@ -174,25 +173,39 @@ def _layers(sums: WeekSums, campaign: Campaign) -> list[Check]:
     return checks
 
 
-def _layer_shares(campaign: Campaign, service: bool) -> dict[str, float]:
-    """Expected share of each random layer; the rest is "other"."""
-    holdout, exploration = campaign.assignment.holdout_share, campaign.assignment.exploration_share
-    return {"holdout": holdout} | ({"exploration": exploration} if service else {})
-
-
 def _ratio(
-    group: str, layers: Mapping[str, int], shares: Mapping[str, float], alpha: float
+    group: str, rows: Mapping[tuple[Shares, str], int], names: Sequence[str], alpha: float
 ) -> tuple[bool, float, float, str]:
-    """Chi-square of the layers' rows against their shares: (holds, p, alpha, detail)."""
-    n = sum(layers.values())
-    rows = {name: layers.get(name, 0) for name in shares}
-    observed = np.array([*rows.values(), n - sum(rows.values())])
-    expected = np.array([*shares.values(), 1 - sum(shares.values())]) * n
-    used = expected > 0
-    p = float(chisquare(observed[used], expected[used]).pvalue) if n * min(shares.values()) >= 5 else 1.0
+    """Chi-square of the layers' rows against the shares each was drawn with: (holds, p, alpha, detail).
+
+    A row with shares s adds diag(s) - s s' to the covariance of the counts; with the same shares in all rows the
+    statistic is Pearson's.
+
+    Args:
+        group: "all", or a segment.
+        rows: (shares, layer) -> rows.
+        names: of the layers that the shares are of; every other layer is the rest.
+        alpha: level.
+    """
+    kinds = sorted({shares for shares, _ in rows})
+    share = np.array([[*shares, 1 - sum(shares)] for shares in kinds])
+    seen = np.zeros(share.shape)
+    for (shares, layer), n in rows.items():
+        seen[kinds.index(shares), names.index(layer) if layer in names else -1] += n
+    drawn, observed = seen.sum(axis=1), seen.sum(axis=0)
+    n, expected = int(drawn.sum()), drawn @ share
+    gap, covariance = observed - expected, np.diag(expected) - (share.T * drawn) @ share
+    random = np.flatnonzero(expected[:-1] > 0)
+    p, off = 1.0, np.abs(gap[random] / expected[random]).max(initial=0.0)
+    enough = np.maximum(expected, observed / 5)[random] >= 5  # 25 rows where fewer than 5 are expected are no chance
+    if seen[share < 1e-9].any():  # nobody can be in a layer without a share
+        p, off = 0.0, np.inf
+    elif len(random) and enough.all():
+        statistic = gap @ np.linalg.pinv(covariance, rcond=1e-12, hermitian=True) @ gap
+        p = float(chi2.sf(statistic, np.count_nonzero(expected > 1e-9 * n) - 1))
     tolerance = LAYER_TOLERANCE if group == "all" else SEGMENT_TOLERANCE
-    off = max(abs(rows[name] / n / share - 1) for name, share in shares.items())
-    detail = ", ".join(f"{name} {rows[name] / n:.4f} (expected {share:.4f})" for name, share in shares.items())
+    found = zip(names, observed / n, expected / n, strict=False)
+    detail = ", ".join(f"{name} {rate:.4f} (expected {wanted:.4f})" for name, rate, wanted in found)
     return not (p < alpha and off > tolerance), p, alpha, f"{group}: {detail} of {n} rows, p = {p:.2g}"
 
 

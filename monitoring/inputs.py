@@ -169,7 +169,8 @@ def model_predictions(frame: pd.DataFrame, campaign: Campaign, model: NumpyModel
 
 
 def _with_predictions(store: Any, decisions: pd.DataFrame, campaign: Campaign, model: NumpyModel) -> pd.DataFrame:
-    frame = decision_features(store, decisions).assign(experiment=decisions["experiment"].to_numpy())
+    frame = decision_features(store, decisions)
+    frame = frame.assign(**{name: decisions[name].to_numpy() for name in ("salts", "experiment")})
     return pd.concat([frame, model_predictions(frame, campaign, model)], axis=1)
 
 

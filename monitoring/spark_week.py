@@ -69,7 +69,7 @@ def week_on_spark(
     """
     features = {feature.name: feature.kind for feature in model.spec.features}
     with engine.failing("Spark could not read the week", engine.UNREADABLE):
-        once = decisions.drop("salts").dropDuplicates(["decision_id"])
+        once = decisions.dropDuplicates(["decision_id"])
         frame = historical_features(store, once.withColumn("event_timestamp", once["decided_at"]))
         try:
             types = dict.fromkeys(prediction_names(campaign), "DOUBLE") | {"eligible_by_policy": "BOOLEAN"}

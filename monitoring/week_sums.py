@@ -15,13 +15,17 @@ import numpy as np
 import pandas as pd
 
 from campaign import Campaign
-from models.propensities import given_variant, outside_holdout
+from models.propensities import drawn_shares, given_variant, outside_holdout, variant_arm
 from monitoring.profile import Counts, Profile, count_rows, prediction_names
 
 NEWCOMER, NEWCOMER_DAYS = "account_age_days", 28  # a younger account has few values, and zeros
 SERVICE, RANDOM_PHASE = "service", "random phase"
+LAYERS = {SERVICE: ("holdout", "exploration"), RANDOM_PHASE: ("holdout",)}  # drawn with a share each; the rest: others
 OVER, BELOW = "over the threshold", "below the threshold"
 DAY = 86_400  # seconds
+Shares = tuple[float, ...]
+Drawn = tuple[str, str, Shares, str]
+"""Phase, group, shares, layer."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,8 @@ class WeekSums:
         counts: of every profiled column; settled: the same of users whose account fills its windows.
         reasons: reason -> rows.
         ages: of the features.
-        layers: (phase, group, layer) -> rows; a group is "all" or "column=value" of a segment.
+        layers: (phase, group, shares, layer) -> rows; a group is "all" or "column=value" of a segment, shares are those
+            the rows were drawn with, one for each of the phase's LAYERS.
         wrong_arm: holdout decisions with a message; off: rows whose propensities cannot be.
         arms: (over or below the threshold) -> per arm (n_arms, 3): sum of its probability p, of p (1 - p), and rows.
     """
@@ -68,7 +73,7 @@ class WeekSums:
     settled: Counts | None = None
     reasons: Counter[str] = field(default_factory=Counter)
     ages: Ages = Ages()
-    layers: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    layers: Counter[Drawn] = field(default_factory=Counter)
     wrong_arm: int = 0
     off: int = 0
     arms: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -106,7 +111,7 @@ def sum_week(frame: pd.DataFrame, features: Mapping[str, str], profile: Profile,
         frame: decisions of the week with features and predictions.
         features: name -> "numeric" | "string".
         profile: the champion's reference profile.
-        campaign: arms, outcomes, shares of the layers, segments, the age that features may have.
+        campaign: arms, outcomes, segments, the age that features may have, shares where `salts` name none.
     """
     faults = _faults(frame, features, campaign)
     if faults:
@@ -114,6 +119,7 @@ def sum_week(frame: pd.DataFrame, features: Mapping[str, str], profile: Profile,
     counts = count_rows(profile, frame)
     if frame.empty:
         return WeekSums(0, counts=counts, settled=counts)
+    shares = drawn_shares(frame, campaign.assignment)
     young = (frame[NEWCOMER] < NEWCOMER_DAYS).to_numpy() if NEWCOMER in frame else np.zeros(len(frame), dtype=bool)
     return WeekSums(
         len(frame),
@@ -121,8 +127,8 @@ def sum_week(frame: pd.DataFrame, features: Mapping[str, str], profile: Profile,
         settled=count_rows(profile, frame[~young]) if young.any() else counts,
         reasons=Counter(frame["reason"].tolist()),
         ages=_ages(frame, campaign),
-        layers=_layers(frame, campaign),
-        **_arms(frame, campaign),
+        layers=_layers(frame, shares, campaign),
+        **_arms(frame, shares),
     )
 
 
@@ -142,6 +148,7 @@ def _faults(frame: pd.DataFrame, features: Mapping[str, str], campaign: Campaign
             "arm": pa.Column(int, pa.Check.in_range(0, len(campaign.arm) - 1), coerce=True),
             "propensity": pa.Column(float, pa.Check.in_range(0, 1, include_min=False)),
             "reason": pa.Column(object),
+            "salts": pa.Column(object, nullable=True),
             "eligible_by_policy": pa.Column(bool),
         }
         | {name: number if kind == "numeric" else text for name, kind in features.items()}
@@ -171,31 +178,33 @@ def _ages(frame: pd.DataFrame, campaign: Campaign) -> Ages:
     return Ages(len(age), int((age > campaign.monitoring.max_feature_age_days).sum()), float(age.min()))
 
 
-def _layers(frame: pd.DataFrame, campaign: Campaign) -> Counter[tuple[str, str, str]]:
-    """Rows of each layer, overall and in each segment, of the service and of the random phase before it."""
-    service = frame["model_tag"].fillna("") != "" if "model_tag" in frame else pd.Series(True, index=frame.index)
-    found: Counter[tuple[str, str, str]] = Counter()
-    for rows, phase in ((frame[service], SERVICE), (frame[~service], RANDOM_PHASE)):
-        found.update({(phase, "all", str(layer)): n for layer, n in rows["layer"].value_counts().items()})
-        for column in campaign.segments.columns:
-            counts = rows.groupby([column, "layer"], observed=True).size().reset_index(name="n")
-            names = zip(counts[column], counts["layer"], counts["n"], strict=True)
-            found.update({(phase, f"{column}={value}", layer): int(n) for value, layer, n in names})
+def _layers(frame: pd.DataFrame, shares: pd.DataFrame, campaign: Campaign) -> Counter[Drawn]:
+    """Rows of each layer by the shares they were drawn with, of the service and of the random phase before it."""
+    service = frame["model_tag"].fillna("") != "" if "model_tag" in frame else np.ones(len(frame), dtype=bool)
+    phase = np.where(service, SERVICE, RANDOM_PHASE)
+    keys = [phase, shares["holdout"].to_numpy(), shares["exploration"].to_numpy(), frame["layer"].to_numpy()]
+    found: Counter[Drawn] = Counter()
+    for prefix, values in (("all", None), *((f"{name}=", frame[name]) for name in campaign.segments.columns)):
+        group = np.full(len(frame), "") if values is None else values.to_numpy()
+        counts = frame.groupby([group, *keys], observed=True).size()
+        for (value, where, holdout, exploration, layer), n in zip(counts.index, counts, strict=True):
+            drawn = (holdout, exploration)[: len(LAYERS[where])]
+            found[where, f"{prefix}{value}", drawn, layer] += int(n)
     return found
 
 
-def _arms(frame: pd.DataFrame, campaign: Campaign) -> dict[str, Any]:
+def _arms(frame: pd.DataFrame, shares: pd.DataFrame) -> dict[str, Any]:
     """Arms against propensities: the holdout gets control, probabilities sum to 1, each arm against its probability."""
-    layer, arm = frame["layer"].to_numpy(), frame["arm"].to_numpy(dtype=np.int64)
+    layer, arm, holdout = frame["layer"].to_numpy(), frame["arm"].to_numpy(dtype=np.int64), shares["holdout"].to_numpy()
     table = np.array(frame["propensities"].tolist(), dtype=float)
     own = table[np.arange(len(frame)), arm]
-    random, holdout = (own > 0) & (own < 1), campaign.assignment.holdout_share
+    random = (own > 0) & (own < 1)
     small = random & (table[:, 0] < holdout - 1e-9)  # the holdout alone makes control likelier
     unequal = np.abs(own - frame["propensity"].to_numpy()) > 1e-9
     off = small | (np.abs(table.sum(axis=1) - 1) > 1e-6) | unequal
     outside = random & ~small & (layer != "holdout")
-    table[outside] = outside_holdout(table[outside], holdout)
-    table[outside] = given_variant(frame[outside], table[outside], holdout, campaign.assignment.exploration_share)
+    table = given_variant(table, variant_arm(frame, outside), shares)
+    table[outside] = outside_holdout(table[outside], holdout[outside])
     eligible = frame["eligible_by_policy"].to_numpy()
     sums = {}
     for words, group in ((OVER, outside & eligible), (BELOW, outside & ~eligible)):

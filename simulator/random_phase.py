@@ -62,7 +62,7 @@ def simulate(
         seed: of every draw.
         end: the world covers [end - days, end): no event and no arrival lies at or after it.
         messages: names of the message arms, 1 to 3.
-        holdout_share: share of users never messaged, in (0, 1).
+        holdout_share: share of users never messaged, in [0, 1).
         progress: called with the share done, in (0, 1].
 
     Returns: what logs/world.json says.
@@ -71,10 +71,10 @@ def simulate(
         DataError: arguments out of range, another world in `root`, or data there that no simulation wrote.
     """
     check_messages(tuple(messages))
-    if users < 1 or days < 1 or seed < 0 or not 0 < holdout_share < 1:
+    if users < 1 or days < 1 or seed < 0 or not 0 <= holdout_share < 1:
         raise DataError(
             f"users == {users}, days == {days}, seed == {seed}, holdout_share == {holdout_share:g}; "
-            "expected users and days >= 1, seed >= 0, holdout_share in (0, 1)"
+            "expected users and days >= 1, seed >= 0, holdout_share in [0, 1)"
         )
     world = {
         "users": users, "days": days, "seed": seed, "start": str(end - timedelta(days=days)), "end": str(end),

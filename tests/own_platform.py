@@ -42,12 +42,9 @@ columns.price = {column = "amount_cent", divide_by = 100}
 
 [decisions]
 files = "exports/campaign.csv"
-holdout_share = 0.10
 columns.user_id = "member_no"
 columns.decided_at = "at"
 columns.arm = {column = "cell", values = {0 = "none", 1 = "premium_offer"}}
-columns.holdout = "held_out"
-propensities = {none = 0.55, premium_offer = 0.45}
 """
 
 
@@ -64,10 +61,10 @@ def number(ids: pd.Series) -> pd.Series:
     return ids.str[1:].astype(int)
 
 
-def export(root: Path, users: int, days: int, seed: int, end: object) -> Path:
+def export(root: Path, users: int, days: int, seed: int, end: object, holdout_share: float) -> Path:
     """Write root/exports/*.csv and root/logs.toml; returns the folder of the simulated world they were made from."""
     world, out = root / "world", root / "exports"
-    simulate(world, users, days, seed, end=end, messages=["premium_offer"], holdout_share=0.1)
+    simulate(world, users, days, seed, end=end, messages=["premium_offer"], holdout_share=holdout_share)
     out.mkdir()
     members = read(world / "logs" / "users").drop_duplicates(["user_id", "event_timestamp"])
     pd.DataFrame(
@@ -110,5 +107,8 @@ def export(root: Path, users: int, days: int, seed: int, end: object) -> Path:
             "held_out": (log["layer"] == "holdout").map({True: "yes", False: "no"}),
         }
     ).to_csv(out / "campaign.csv", index=False)
-    (root / "logs.toml").write_text(LOGS_TOML)
+    none = (1 + holdout_share) / 2
+    held_out = f'columns.holdout = "held_out"\nholdout_share = {holdout_share}\n' if holdout_share else ""
+    drawn = f"propensities = {{none = {none:g}, premium_offer = {1 - none:g}}}\n"
+    (root / "logs.toml").write_text(LOGS_TOML + held_out + drawn)
     return world

@@ -21,9 +21,9 @@ NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
-    """Exports of 400 users, and the world they were made from; not to be changed."""
+    """Exports of 400 users, a fifth held out, and the world they were made from; not to be changed."""
     root = tmp_path_factory.mktemp("own")
-    return root, export(root, 400, 60, 5, date(2026, 11, 24))
+    return root, export(root, 400, 60, 5, date(2026, 11, 24), 0.2)
 
 
 @pytest.fixture
@@ -82,9 +82,10 @@ def test_bring_logs_decisions_are_the_logged_ones(exported, brought):
     key = ["decided_at", "user_id"]
     true = true.assign(user_id=number(true["user_id"]).astype(str)).sort_values(key, ignore_index=True)
     found = found.sort_values(key, ignore_index=True)
-    for column in ("user_id", "decided_at", "arm", "propensity", "layer", "eligible"):
+    for column in ("user_id", "decided_at", "arm", "layer", "salts", "eligible"):
         assert (true[column] == found[column]).all(), column
-    assert np.allclose(np.stack(found["propensities"]), [0.55, 0.45])
+    assert np.allclose(np.stack(found["propensities"]), [0.6, 0.4])
+    assert np.allclose(found["propensity"], true["propensity"])
     for path in sorted((brought / "decisions").glob("date=*/*.parquet")):
         check_file(path, DECISIONS)
 

@@ -14,10 +14,10 @@ from campaign import DataError, load_campaign
 from models import Outcome, evaluate
 from models.frame import sieve
 from models.log_checks import check_log
-from models.propensities import given_history, outside_holdout
+from models.propensities import drawn_shares, given_history, outside_holdout
 from models.splits import draw_window
 
-HOLDOUT = 0.1
+ASSIGNMENT = load_campaign().assignment
 DAY = date(2026, 1, 5)
 Y = [Outcome("y", "continuous")]
 
@@ -83,7 +83,7 @@ def true_value(policy):
 @pytest.mark.parametrize("estimator", ["ips", "snips", "dr"])
 @pytest.mark.parametrize("name", POLICIES)
 def test_given_history_gives_exact_values_in_a_world_without_noise(name, estimator):
-    log = given_history(exact_log(), HOLDOUT).reset_index(drop=True)
+    log = given_history(exact_log(), ASSIGNMENT).reset_index(drop=True)
     assert len(log) == 76
     policies = {"it": POLICIES[name](log["messages"].to_numpy(dtype=float))}
     table = evaluate(log, policies, Y, estimators=[estimator])
@@ -156,7 +156,7 @@ def errors(log):
 
 def test_given_history_is_unbiased_on_the_services_own_draws():
     logs = [served_log(seed) for seed in range(12)]
-    new = np.array([errors(given_history(log, HOLDOUT)) for log in logs])
+    new = np.array([errors(given_history(log, ASSIGNMENT)) for log in logs])
     old = np.array([errors(log) for log in logs])
     # the mean of 12 standardised errors has a standard error of .29
     assert (np.abs(new.mean(axis=0)) < 3 / np.sqrt(12)).all(), new.mean(axis=0)
@@ -165,25 +165,25 @@ def test_given_history_is_unbiased_on_the_services_own_draws():
 
 def without_experiments(log):
     """The deliberately wrong variant: later decisions as if nothing told the variant."""
-    return given_history(log.assign(salts=served_log(0, 1, 1)["salts"].iloc[0]), HOLDOUT)
+    return given_history(log.assign(salts=served_log(0, 1, 1)["salts"].iloc[0]), ASSIGNMENT)
 
 
 def test_given_history_is_unbiased_while_an_experiment_runs():
     logs = [served_log(seed, lasts=4) for seed in range(12)]
-    kept = [given_history(log, HOLDOUT) for log in logs]
+    kept = [given_history(log, ASSIGNMENT) for log in logs]
     assert min(len(rows) / len(log) for rows, log in zip(kept, logs, strict=True)) > 0.9
     new = np.array([errors(rows) for rows in kept])
     old = np.array([errors(without_experiments(log)) for log in logs])
     assert (np.abs(new.mean(axis=0)) < 3 / np.sqrt(12)).all(), new.mean(axis=0)
     assert (np.abs(old.mean(axis=0)) > 4 / np.sqrt(12)).all(), old.mean(axis=0)
     # an explored user's later decision needs the log's word on the variant: without it, it is left out
-    silent = given_history(logs[0].drop(columns="experiment"), HOLDOUT)
+    silent = given_history(logs[0].drop(columns="experiment"), ASSIGNMENT)
     assert len(silent) == (logs[0]["decided_at"] == logs[0]["decided_at"].min()).sum()
 
 
 def test_given_history_is_unbiased_when_an_experiment_takes_over_the_slots_of_another():
     logs = [served_log(seed, lasts=1) for seed in range(12)]
-    new = np.array([errors(given_history(log, HOLDOUT)) for log in logs])
+    new = np.array([errors(given_history(log, ASSIGNMENT)) for log in logs])
     # what each experiment's first decision got when it counted as a fresh draw; IPS is too noisy to show it here
     old = np.array([errors(without_experiments(log)) for log in logs])[:, 1:]
     assert (np.abs(new.mean(axis=0)) < 3 / np.sqrt(12)).all(), new.mean(axis=0)
@@ -192,7 +192,7 @@ def test_given_history_is_unbiased_when_an_experiment_takes_over_the_slots_of_an
 
 def test_check_log_holds_for_message_history_too():
     log = served_log(99)
-    good = given_history(log, HOLDOUT)
+    good = given_history(log, ASSIGNMENT)
     status = {
         name: check_log(frame, covariates=frame[["x", "messages"]]).set_index("check")["status"]
         for name, frame in {"old": log, "new": good}.items()
@@ -216,7 +216,7 @@ def one_by_one(log):
         first, spent = draws[0] not in seen, any(draw in seen for draw in draws[1:])
         seen |= set(draws)
         if not spent and (first or row.layer != "holdout"):
-            share = 0 if first else salts.get("holdout_share", HOLDOUT)
+            share = 0 if first else salts.get("holdout_share", ASSIGNMENT.holdout_share)
             kept[row.Index] = [(row.propensities[0] - share) / (1 - share), row.propensities[1] / (1 - share)]
     return dict(sorted(kept.items()))
 
@@ -249,7 +249,7 @@ def test_given_history_equals_a_plain_loop(rows):
     )
     log["salts"], log["decision_id"] = list(salts), [f"d{k:03d}" for k in range(len(rows))]
     log["decided_at"] = log["decided_at"] + pd.to_timedelta(days, unit="D")
-    found, expected = given_history(log, HOLDOUT), one_by_one(log)
+    found, expected = given_history(log, ASSIGNMENT), one_by_one(log)
     assert found.index.tolist() == list(expected)
     np.testing.assert_allclose(found["propensities"].tolist(), list(expected.values()), atol=1e-12)
     np.testing.assert_allclose(found["propensity"], [chance[0] for chance in expected.values()], atol=1e-12)
@@ -262,7 +262,7 @@ def test_outside_holdout_refuses_a_share_that_cannot_be():
 
 def test_given_history_of_no_rows_has_none():
     log = exact_log()
-    found = given_history(log[:0], HOLDOUT)
+    found = given_history(log[:0], ASSIGNMENT)
     assert found.empty
     assert found.columns.tolist() == log.columns.tolist()
 
@@ -278,4 +278,26 @@ def test_sieve_counts_a_log_of_certain_arms():
 def test_given_history_refuses_salts_that_name_no_window():
     log = exact_log().assign(salts='{"exploration_salt": "e"}')
     with pytest.raises(DataError, match=r"80 decisions \(first: 0-0\) name exploration_salt but not window_days"):
-        given_history(log, HOLDOUT)
+        given_history(log, ASSIGNMENT)
+
+
+def test_drawn_shares_are_those_of_the_salts_and_else_the_campaigns():
+    rows = exact_log().head(6)[["decision_id"]]
+    rows["salts"] = [None, "", "{}", '{"holdout_share": 0}', '{"holdout_share": 0.3}', '{"exploration_share": 0.25}']
+    found = drawn_shares(rows.set_index(rows.index[::-1]), ASSIGNMENT)
+    assert found["holdout"].tolist() == [0.1, 0.1, 0.1, 0.0, 0.3, 0.1]
+    assert found["exploration"].tolist() == [0.1, 0.1, 0.1, 0.1, 0.1, 0.25]
+    assert found.index.tolist() == [5, 4, 3, 2, 1, 0]
+
+
+BAD_SALTS = ["holdout_share=0.1", "null", "[0.1]", '{"holdout_share": "0.1"}', '{"holdout_share": NaN}']
+BAD_SALTS += ['{"holdout_share": 10}', '{"holdout_share": 1.0}', '{"exploration_share": -0.1}']
+
+
+@pytest.mark.parametrize("salts", BAD_SALTS)
+def test_salts_that_cannot_be_are_named(salts):
+    log = exact_log()
+    log.loc[3:4, "salts"] = salts
+    expected = r"salts of 2 decisions \(first: 0-3\) are .*; expected JSON as {\"holdout_share\": 0.1}"
+    with pytest.raises(DataError, match=expected):
+        given_history(log, ASSIGNMENT)

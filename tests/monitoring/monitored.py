@@ -7,6 +7,7 @@ A real platform's weeks are never equal: `wobble` moves every feature's mean and
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -121,6 +122,7 @@ def _decisions(features, rng, predicted, base, truth, monday, service, policy, u
     frame["layer"], frame["arm"], frame["policy_arm"] = layer.astype(object), arm, policy_arm
     frame["propensity"] = np.where(arm == 1, p_message, 1 - p_message)
     frame["propensities"] = list(np.column_stack([1 - p_message, p_message]))
+    frame["salts"] = json.dumps({"holdout_share": h} | ({"exploration_share": e} if service else {}))
     frame["reason"] = "eligible"
     frame["model_tag"] = "tactful:0123456789ab" if service else ""
     frame["score"], frame["eligible_by_policy"] = score, policy_arm > 0

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from monitored import FEATURES, Truth, campaign, make_frame, make_profile
+from scipy.stats import chisquare, kstest, norm
 
 from monitoring.checks import check_schema, check_week
 from monitoring.week_sums import sum_week
@@ -150,8 +151,78 @@ def test_an_experiment_whose_variants_show_in_the_features_is_not_broken_data(pr
     assert set(failed(profile, in_experiment(quiet_week, obeyed=False))) == {"calibration"}
 
 
-def test_random_phase_has_its_own_layer_shares(profile):
-    assert failed(profile, make_frame(np.random.default_rng(9), 6_000, service=False)) == {}
+SHARES = [(False, 0.1), (False, 0.0), (False, 0.3), (True, 0.1), (True, 0.05)]
+
+
+@pytest.mark.parametrize(("service", "holdout"), SHARES)
+def test_layers_have_the_shares_that_their_salts_name(profile, service, holdout):
+    frame = make_frame(np.random.default_rng(9), 6_000, service=service, randomised=(holdout, 0.2))
+    assert failed(profile, frame) == {}
+    for wrong in (0.0, holdout + 0.05):
+        if wrong != holdout:
+            salts = json.dumps(json.loads(frame["salts"][0]) | {"holdout_share": wrong})
+            assert f"(expected {wrong:.4f})" in failed(profile, frame.assign(salts=salts))["sample_ratio"]
+
+
+def test_shares_of_campaign_toml_count_where_salts_name_none(profile):
+    service = make_frame(np.random.default_rng(9), 6_000)
+    for salts in (None, "", "{}", '{"window_days": 28}'):
+        assert failed(profile, service.assign(salts=salts)) == {}
+    other = make_frame(np.random.default_rng(9), 6_000, randomised=(0.1, 0.2)).assign(salts=None)
+    assert "exploration 0.2015 (expected 0.1000)" in failed(profile, other)["sample_ratio"]
+
+
+def test_shares_may_change_within_a_week(profile):
+    """A random phase without a holdout, the service after it, then with other shares: three shares in one week."""
+    rng, drawn = np.random.default_rng(9), [(False, (0.0, 0.0)), (True, (0.1, 0.1)), (True, (0.05, 0.2))]
+    parts = [make_frame(rng, 2_000, service=service, randomised=shares) for service, shares in drawn]
+    parts = [part.assign(decision_id=f"{k}-" + part["decision_id"]) for k, part in enumerate(parts)]
+    assert failed(profile, pd.concat(parts, ignore_index=True)) == {}
+    stale = [*parts[:2], parts[2].assign(salts=parts[1]["salts"])]  # the change was made and not logged
+    assert "(expected 0.1000)" in failed(profile, pd.concat(stale, ignore_index=True))["sample_ratio"]
+    held = parts[0].assign(layer=parts[0]["layer"].where(parts[0].index > 0, "holdout"), arm=0)
+    found = failed(profile, pd.concat([held, *parts[1:]], ignore_index=True))
+    assert "holdout 0.0005 (expected 0.0000) of 2000 rows, p = 0" in found["sample_ratio"]
+
+
+def p_values(profile, frame):
+    """The data checks' p values; calibration's of control, over the threshold and below it."""
+    sums = sum_week(frame, FEATURES, profile, campaign())
+    found = check_week(sums, profile, campaign(), expected_rows=len(frame))
+    wanted = {"sample_ratio": "all", "calibration": "arm none"}
+    return [c.value for c in found if c.detail.startswith(wanted.get(c.name, "?"))]
+
+
+def half_held_out(rng, frame):
+    """The frame with layers and arms of a random phase drawn anew: no holdout in one half, a fifth in the other."""
+    share = np.where(np.arange(len(frame)) % 2, 0.2, 0.0)
+    held = rng.random(len(frame)) < share
+    arm = np.where(held, 0, rng.integers(0, 2, len(frame)))
+    control = share + (1 - share) / 2
+    return frame.assign(
+        salts=[json.dumps({"holdout_share": s}) for s in share.tolist()],
+        layer=np.where(held, "holdout", "exploration").astype(object),
+        arm=arm,
+        propensity=np.where(arm == 1, 1 - control, control),
+        propensities=list(np.column_stack([control, 1 - control])),
+    )
+
+
+def test_sample_ratio_is_pearson_s_of_one_share_and_the_normal_test_of_two(profile, quiet_week):
+    counts = quiet_week["layer"].value_counts()[["holdout", "exploration", "policy"]]
+    assert p_values(profile, quiet_week)[0] == pytest.approx(chisquare(counts, [600, 600, 4_800]).pvalue, rel=1e-9)
+    frame = half_held_out(np.random.default_rng(4), make_frame(np.random.default_rng(2), 2_000, service=False))
+    gap = in_holdout(frame).sum() - 1_000 * 0.2
+    assert p_values(profile, frame)[0] == pytest.approx(2 * norm.sf(abs(gap) / np.sqrt(1_000 * 0.2 * 0.8)), rel=1e-9)
+
+
+@pytest.mark.parametrize("weeks", [60, pytest.param(1_500, marks=pytest.mark.slow)])
+def test_p_values_of_shares_and_arms_are_uniform_where_half_has_no_holdout(profile, weeks):
+    """Else alarms were more, or fewer, than `srm_p` says; of what is right the test fails once in 300 seeds."""
+    rng, frame = np.random.default_rng(11), make_frame(np.random.default_rng(2), 2_000, service=False)
+    found = np.array([p_values(profile, half_held_out(rng, frame)) for _ in range(weeks)])
+    assert found.shape == (weeks, 3)
+    assert (kstest(found, "uniform", axis=0).pvalue > 0.001).all()
 
 
 def test_ignored_features_break_only_when_gone(profile, quiet_week):
@@ -183,9 +254,11 @@ PARTS = """column gone, number became text, unknown arm, repeated decisions, val
 features of the future, no features, arms not as logged"""
 
 
-@pytest.mark.parametrize("case", ["nothing", *PARTS.split(", ")])
+@pytest.mark.parametrize("case", ["nothing", "three shares", *PARTS.split(", ")])
 def test_parts_of_a_week_add_up_to_the_whole(profile, quiet_week, case):
-    frame = quiet_week if case == "nothing" else BROKEN[case][0](quiet_week.copy())
+    frame = BROKEN[case][0](quiet_week.copy()) if case in BROKEN else quiet_week
+    if case == "three shares":
+        frame = frame.assign(salts=[json.dumps({"holdout_share": 0.05 * (k % 3)}) for k in range(len(frame))])
     whole = sum_week(frame, FEATURES, profile, campaign())
     part = np.digitize(pd.factorize(frame["decision_id"])[0], [0, 1, 700, 705])  # a repetition beside its original
     parts = [sum_week(frame[part == k], FEATURES, profile, campaign()) for k in range(5)]

@@ -89,7 +89,7 @@ def test_simulate_into_real_logs_raises(tmp_path: Path):
 
 @pytest.mark.parametrize("change", [{"users": 0}, {"days": 0}, {"seed": -1}, {"holdout_share": 1.0}])
 def test_simulate_arguments_out_of_range_raise(tmp_path: Path, change: dict[str, object]):
-    with pytest.raises(DataError, match=r"expected users and days >= 1, seed >= 0, holdout_share in \(0, 1\)"):
+    with pytest.raises(DataError, match=r"expected users and days >= 1, seed >= 0, holdout_share in \[0, 1\)"):
         small(tmp_path, **change)
     assert not list(tmp_path.iterdir())
 

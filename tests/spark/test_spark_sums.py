@@ -28,10 +28,10 @@ from monitoring.week_sums import sum_week
 
 @pytest.fixture(scope="module")
 def week(tmp_path_factory: pytest.TempPathFactory):
-    """A week with gaps, infinities and new categories, here and as three files of unequal size."""
+    """A week with gaps, infinities, new categories and two shares, here and as three files of unequal size."""
     frame = make_frame(np.random.default_rng(2), 3_000)
     frame.loc[5::17, "n00"], frame.loc[::300, "n01"], frame.loc[::11, "plan"] = np.nan, np.inf, None
-    frame.loc[2_900:, "country"] = "IN"
+    frame.loc[2_900:, "country"], frame.loc[2_000:, "salts"] = "IN", '{"holdout_share": 0.05}'
     folder: Path = tmp_path_factory.mktemp("week")
     for name, rows in (("a", frame[:100]), ("b", frame[100:2_800]), ("c", frame[2_800:])):
         pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), folder / f"{name}.parquet")
