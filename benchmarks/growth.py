@@ -136,13 +136,14 @@ def frame(world: Path) -> Work:
     """The training frame of all matured decisions."""
     from campaign import load_campaign
     from feature_repo.store import open_store
-    from models.frame import read_decisions, training_frame
+    from models.frame import countable, read_decisions, training_frame
     from models.splits import split_of
 
     data, store, campaign = world / "data", open_store(), load_campaign()
 
     def work() -> None:
-        made = training_frame(store, read_decisions(data / "decisions"), campaign, data / "logs", AS_OF)
+        counted = countable(read_decisions(data / "decisions"), campaign, AS_OF)
+        made = training_frame(store, counted, campaign, data / "logs", AS_OF)
         made["split"] = split_of(made["user_id"], campaign.splits)
         for split, rows in made.groupby("split"):
             rows.to_parquet(world / f"frame-{split}.parquet", index=False, row_group_size=65_536)

@@ -62,12 +62,13 @@ def recovery(script: Script, result: Result, week: int) -> dict[str, float] | No
     campaign, folder = load_campaign(), Path(result.folder)
     with environment(folder):
         from feature_repo.store import open_store
-        from models.frame import read_decisions, training_frame
+        from models.frame import countable, read_decisions, training_frame
         from models.splits import split_of
 
         data, store, decisions = folder / "data", open_store(), read_decisions(folder / "data" / "decisions")
         start, end = (pd.Timestamp(script.monday(k), tz="UTC") for k in (script.drift_week, script.weeks + 1))
-        frame = training_frame(store, decisions, campaign, data / "logs", end.to_pydatetime())
+        counted = countable(decisions, campaign, end.to_pydatetime())
+        frame = training_frame(store, counted, campaign, data / "logs", end.to_pydatetime())
         matured = frame["decided_at"] < start + pd.Timedelta(
             weeks=week + 1 - script.drift_week, days=-campaign.matures_after_days
         )

@@ -135,18 +135,17 @@ def decision_features(store: Any, decisions: pd.DataFrame) -> pd.DataFrame:
 
 
 def training_frame(
-    store: Any, decisions: pd.DataFrame, campaign: Campaign, logs_dir: Path, as_of: datetime
+    store: Any, counted: pd.DataFrame, campaign: Campaign, logs_dir: Path, as_of: datetime
 ) -> pd.DataFrame:
-    """Decisions that count at `as_of`, with features, outcomes (`y_<name>`) and row order by time.
+    """Decisions that count, with features, outcomes (`y_<name>`) and row order by time.
 
     Args:
         store: the Feast feature store.
-        decisions: from `read_decisions`.
+        counted: from `countable`, of what `read_decisions` finds; the caller keeps no hold of all the others.
         campaign: arms, outcomes and windows.
         logs_dir: raw logs.
         as_of: nothing that arrived at this instant or later is used.
     """
-    counted = countable(decisions, campaign, as_of)
     unknown = ~counted["arm"].between(0, len(campaign.arm) - 1)
     if unknown.any():
         raise DataError(

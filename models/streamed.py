@@ -28,7 +28,7 @@ from feature_repo.store import FeatureSchema
 from models.challenger import Challenger, Progress, Whole, fit_and_report, fit_spec
 from models.choice import Choice
 from models.forward import NumpyModel
-from models.frame import read_decisions, training_frame
+from models.frame import countable, read_decisions, training_frame
 from models.parallel import fit_parallel
 from models.policy import Policy, Threshold
 from models.predictions import predict_frame, prediction_columns, scores
@@ -51,7 +51,7 @@ def frame_in_memory(store: Any, campaign: Campaign, data: Path, as_of: datetime)
 
         n = write_training_frame(store, data / "decisions", *asked, folder)
         return read_frame(folder) if n <= IN_MEMORY_ROWS else None
-    frame = training_frame(store, read_decisions(data / "decisions"), *asked)
+    frame = training_frame(store, countable(read_decisions(data / "decisions"), campaign, as_of), *asked)
     frame["split"] = split_of(frame["user_id"], campaign.splits)
     if len(frame) <= IN_MEMORY_ROWS:
         return frame

@@ -13,7 +13,7 @@ from serving_world import NOW
 
 from campaign import DataError, load_campaign
 from feature_repo.store import feature_schema, open_store
-from models.frame import read_decisions, training_frame
+from models.frame import countable, read_decisions, training_frame
 from models.predictions import predict_frame
 from models.spark_frame import read_frame, write_training_frame
 from models.spec import FitSpec
@@ -31,7 +31,8 @@ def frames(world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[pd.Da
     again = pa.concat_tables([rows.slice(0, 20), pa.Table.from_pandas(stranger, rows.schema, preserve_index=False)])
     pq.write_table(again.drop_columns("experiment"), file.with_name("again.parquet"))
     out = tmp_path_factory.mktemp("frame") / "frame"
-    local = training_frame(store, read_decisions(data / "decisions"), campaign, data / "logs", NOW)
+    counted = countable(read_decisions(data / "decisions"), campaign, NOW)
+    local = training_frame(store, counted, campaign, data / "logs", NOW)
     n = write_training_frame(store, data / "decisions", campaign, data / "logs", NOW, out)
     assert n == len(local)
     return local, out
