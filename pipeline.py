@@ -77,7 +77,7 @@ def status(as_json: JsonOption = False) -> None:
     from monitoring.status import status_text
 
     today = decided_on(now().date(), data_dir() / "decision_log", data_dir() / "decisions")
-    found = ask(data_dir(), today)
+    found = ask(data_dir(), today, now())
     answer(as_json, found, status_text(found))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from bentos.advice import advice
 from bentos.assignment import LAYERS
 from bentos.bundle import Rows
 from bentos.champion import Champion, Serving
@@ -42,6 +43,7 @@ class Moved:
 class UserExplanation:
     """What `tactful explain` says. Money in EUR per user and window; score, baseline and features where predicted.
 
+    `advice`: why the features could not be used, and what to do; empty where they could.
     `interval`: 90%, of the score of the explained arm; None where the model was saved before intervals were.
     """
 
@@ -59,6 +61,7 @@ class UserExplanation:
     uplift: dict[str, dict[str, float]] | None
     features_as_of: str | None
     features: tuple[Moved, ...]
+    advice: str
 
     def as_dict(self) -> dict[str, Any]:
         """For a machine."""
@@ -70,7 +73,7 @@ class UserExplanation:
         lines = [f"user {self.user_id}: {answer}: {self.reason} ({MEANING[self.reason]})"]
         lines.append(f"model {self.model}, layer {self.layer}, features as of {self.features_as_of or 'never'}")
         if self.score is None or self.baseline is None:
-            return "\n".join(lines)
+            return "\n".join([*lines, *(f"-> {line}" for line in self.advice.splitlines())])
         above = "above" if self.score > self.threshold else "not above"
         limit = "none passed its guardrails" if self.threshold >= NO_THRESHOLD else f"{self.threshold:.4f}"
         told = f" (90% interval {self.interval[0]:+.4f} to {self.interval[1]:+.4f})" if self.interval else ""
@@ -115,6 +118,7 @@ def explain_user(
         _by_outcome(bundle.model, decided.uplift[0]) if predicted else None,
         datetime.fromtimestamp(at / 1e6, UTC).isoformat(timespec="minutes") if at else None,
         moved,
+        advice(REASONS[int(decided.reason[0])], now),
     )
 
 

@@ -203,6 +203,7 @@ def _newest(con: duckdb.DuckDBPyConnection, tasks: list[MaterializationTask], by
         return
     # SQLite keeps rows by key: in that order each page of its file is written once
     order = f"ORDER BY {', '.join(map(_name, tasks[0].feature_view.join_keys))}" if by_key else ""
+    warn_of_expired(tasks, _epoch_us(last))
     for rows in newest_sql(tasks):
         reader: Any = con.sql(f"{rows} {order}", params={"last": last}).to_arrow_reader(BATCH_ROWS)
         yield from reader
@@ -254,6 +255,17 @@ def warn_of_nothing(tasks: list[MaterializationTask]) -> None:
         f"warning: {source.path} has no row from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} UTC, so nothing is "
         "written; for earlier days: feast materialize START END\n"
     )
+
+
+def warn_of_expired(tasks: list[MaterializationTask], last: int) -> None:
+    """Say which views get nothing, since the last row (microseconds of the epoch) was before their window began."""
+    empty = [view.name for view, start in wanted_of(tasks) if start > last]
+    if empty:
+        day = datetime.fromtimestamp(last / 1e6, UTC)
+        sys.stderr.write(
+            f"warning: nothing is written for {', '.join(empty)}: the newest row, of {day:%Y-%m-%d}, is older than "
+            "they may be; `tactful doctor` says what to do\n"
+        )
 
 
 def wanted_of(tasks: list[MaterializationTask]) -> list[Wanted]:

@@ -22,6 +22,7 @@ from feature_repo.engine import (
     StreamingEngineConfig,
     newest_sql,
     wanted_of,
+    warn_of_expired,
     warn_of_nothing,
     window_sql,
     write,
@@ -72,6 +73,7 @@ class SparkEngine(StreamingEngine):
         if last is None:
             warn_of_nothing(tasks)
             return
+        warn_of_expired(tasks, last)
         for query in newest_sql(tasks):
             rows, found = spark.sql(_translated(query).replace(":last", f"timestamp_micros({last})")), Observation()
             sent = rows.observe(found, functions.count(functions.lit(1)).alias("rows"))

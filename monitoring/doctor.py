@@ -6,13 +6,14 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from campaign import ROOT, Campaign, ModelError, StoreError, TactfulError, data_dir, load_campaign
 from feature_repo.contracts import LOGS
+from feature_repo.freshness import fill, too_old
 from feature_repo.log_files import log_days, log_files
 from feature_repo.log_map import load_log_map
 from feature_repo.own_logs import own_files
@@ -152,15 +153,19 @@ def _clock(now: datetime) -> tuple[Verdict, str, str]:
 
 
 def _snapshots(now: datetime) -> tuple[Verdict, str, str]:
+    """Up to the newest logs, and young enough to decide with."""
     newest = newest_snapshot(data_dir() / "features")
     possible = min(log_days(data_dir() / "logs", LOGS)[1] + timedelta(days=1), now.date())
+    if old := too_old(max(newest, possible), now):
+        return "mend", *old
     if newest < possible:
-        return "look", f"newest of {newest}; the logs allow {possible}", "tactful features"
+        verdict: Verdict = "mend" if too_old(newest, now) else "look"
+        return verdict, f"newest of {newest}; the logs allow {possible}", "tactful features"
     return "ok", f"newest of {newest}", ""
 
 
-def _features_online(_: datetime) -> tuple[Verdict, str, str]:
-    """The online store answers, with the newest snapshot's values."""
+def _features_online(now: datetime) -> tuple[Verdict, str, str]:
+    """The online store answers, with the newest snapshot's values in every view."""
     import pyarrow.parquet as pq
 
     from feature_repo.retrieval import online_features
@@ -170,13 +175,16 @@ def _features_online(_: datetime) -> tuple[Verdict, str, str]:
         user = next(file.iter_batches(1, columns=["user_id"])).column(0)[0].as_py()
     midnight = datetime(newest.year, newest.month, newest.day, tzinfo=UTC)
     rows = online_features(store, [user], None, None, midnight, feature_schema(store))
-    fill = f"feast -c feature_repo materialize-incremental {newest}T00:00:00"
+    kind = store.config.online_store.type
     if rows.status[0] == "unknown_user":
-        return "mend", f"{store.config.online_store.type}: empty", fill
+        return "mend", f"{kind}: empty", fill(newest)
+    if rows.status[0] == "stale_features":  # at the snapshot's own midnight nothing that was written is
+        return "mend", f"{kind}: some views are empty or expired: decisions answer stale_features", fill(newest)
     day = str(rows.feature_timestamp[0])[:10]
     if day < str(newest):
-        return "look", f"{store.config.online_store.type}: features of {day}, snapshots go to {newest}", fill
-    return "ok", f"{store.config.online_store.type}: features of {day}", ""
+        verdict: Verdict = "mend" if too_old(date.fromisoformat(day), now) else "look"
+        return verdict, f"{kind}: features of {day}, snapshots go to {newest}", fill(newest)
+    return "ok", f"{kind}: features of {day}", ""
 
 
 def _model(_: datetime) -> tuple[Verdict, str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from campaign import Campaign, DataError
 from feature_repo.contracts import DECISIONS, LOGS, Contract, check_file
 from feature_repo.duck import connect
+from feature_repo.freshness import too_old
 from feature_repo.log_files import arrival, log_files
 from feature_repo.log_map import LogMap, log_map_path
 from feature_repo.log_reader import Reading
@@ -45,6 +46,11 @@ class Logs:
     def files(self, table: str) -> list[str]:
         """Parquet files of a table that fit their contract."""
         return [str(path) for path in log_files(folder_of(self.folder, table))]
+
+    def end(self) -> date | None:
+        """The day after the last on which a row arrived: that of the newest snapshot; None without rows."""
+        days = [arrival(path.parent) for table in LOGS for path in log_files(folder_of(self.folder, table))]
+        return max(days) + timedelta(days=1) if days else None
 
 
 def check_logs(
@@ -117,10 +123,13 @@ def _findings(logs: Logs, data: Path, campaign: Campaign, log_map: LogMap, now: 
         return
     for table in (*LOGS, "decisions"):
         yield _table(logs, table, campaign, now)
-    if logs.files("users"):
+    end = logs.end()
+    if end is not None and (old := too_old(end, now)):
+        yield Finding("age", "look", f"the logs end on {end - timedelta(days=1)}: {old.found}", old.fix)
+    if end is not None and logs.files("users"):
         yield _strangers(logs)
         if logs.files("decisions"):
-            yield from _decisions(logs, campaign)
+            yield from _decisions(logs, campaign, end)
 
 
 # --------------------------------------------------------------------------------------------- tables
@@ -198,11 +207,10 @@ def _strangers(logs: Logs) -> Finding:
     )
 
 
-def _decisions(logs: Logs, campaign: Campaign) -> Iterator[Finding]:
+def _decisions(logs: Logs, campaign: Campaign, end: date) -> Iterator[Finding]:
     """How many decisions would train and judge a model, by arm; and what followed them."""
     log = read_decisions(folder_of(logs.folder, "decisions"))
-    end = max(arrival(path.parent) for table in LOGS for path in log_files(folder_of(logs.folder, table)))
-    as_of = datetime(end.year, end.month, end.day, tzinfo=UTC) + timedelta(days=1)
+    as_of = datetime(end.year, end.month, end.day, tzinfo=UTC)
     try:
         kept, dropped = sieve(log, campaign, as_of)
     except DataError as error:

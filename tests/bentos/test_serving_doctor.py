@@ -1,12 +1,14 @@
 """`tactful doctor` and `tactful status` on a world that is whole, and on ones that are not."""
 
 import json
+import shutil
+import sqlite3
 import subprocess
 import sys
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
-from serving_world import END, world_env
+from serving_world import END, NOW, world_env
 
 from campaign import ROOT
 from monitoring.doctor import examine
@@ -34,6 +36,35 @@ def test_doctor_finds_a_whole_world_in_place(world):
     assert by_part["online store"]["found"] == f"sqlite: features of {END}"
     assert by_part["model"]["found"].startswith("champion tactful:")
     assert by_part["clock"]["found"].startswith("$TACTFUL_NOW says 2026-06-01 12:00 UTC, the machine 20")
+
+
+def test_old_features_are_named_everywhere_with_the_way_out(world):
+    """Eight days after the newest snapshot every decision is `stale_features`."""
+    late = (NOW + timedelta(days=8)).isoformat()
+    code, findings = tactful(world, "doctor", "--json", TACTFUL_NOW=late)
+    assert code == 3
+    (old,) = [f for f in findings if f["verdict"] == "mend"]
+    assert old["part"] == "snapshots"
+    assert old["found"].startswith(f"the newest features, of {END}, are 8 days old, past the ttl of activity_7d, ")
+    assert f"export TACTFUL_NOW={END}T12:00:00" in old["fix"]
+    _, told = tactful(world, "explain", "u0000001", "--json", TACTFUL_NOW=late)
+    assert (told["reason"], told["advice"]) == ("stale_features", f"{old['found']}\n{old['fix']}")
+    assert tactful(world, "status", "--json", TACTFUL_NOW=late)[1]["features_too_old"] == old["found"]
+    _, findings = tactful(world, "check", "--json", TACTFUL_NOW=late)
+    assert [(f["verdict"], f["fix"]) for f in findings if f["part"] == "age"] == [("look", old["fix"])]
+
+
+def test_doctor_names_views_that_were_left_empty(world, tmp_path):
+    """As `feast materialize-incremental` leaves them a week after the newest snapshot."""
+    shutil.copytree(world / "repo", tmp_path / "repo")
+    with sqlite3.connect(tmp_path / "repo" / "data" / "online.db") as db:
+        db.execute("DELETE FROM tactful_activity_7d")
+    code, findings = tactful(world, "doctor", "--json", TACTFUL_FEATURE_REPO=str(tmp_path / "repo"))
+    assert code == 3
+    (empty,) = [f for f in findings if f["verdict"] == "mend"]
+    assert empty["part"] == "online store"
+    assert "some views are empty or expired" in empty["found"]
+    assert empty["fix"] == f"feast -c feature_repo materialize {END}T00:00:00 {END}T00:00:00"
 
 
 def test_doctor_names_what_must_be_mended(world):

@@ -15,6 +15,7 @@ import pytest
 from feature_world import LAST, ROOT, Repo, copy_repo
 
 from feature_repo.aggregates import COLUMNS
+from feature_repo.freshness import fill
 
 
 def test_materialize_incremental(repo: Repo, tmp_path: Path) -> None:
@@ -45,6 +46,25 @@ def test_materialize_incremental(repo: Repo, tmp_path: Path) -> None:
     # Feast's SQLite store writes UTC as if it were local time, and reads it back the same way.
     local = datetime.combine(LAST, time(), ZoneInfo("America/New_York"))
     assert {stamp for _, *stamps in filled for stamp in stamps} == {int(local.timestamp())}
+
+
+def test_materialize_incremental_says_which_views_get_nothing(repo: Repo, tmp_path: Path) -> None:
+    """A week after the last snapshot only the profile is still good; the day itself fills them all, afterwards too."""
+    fresh = Repo(copy_repo(tmp_path / "feature_repo"), repo.data)
+    assert fresh.feast("apply").returncode == 0
+    done = fresh.feast("materialize-incremental", f"{LAST + timedelta(days=7)}T12:00:00")
+    assert done.returncode == 0, done.stderr
+    assert f"the newest row, of {LAST}, is older than they may be; `tactful doctor`" in done.stderr
+    assert "activity_28d" in done.stderr.partition("nothing is written for ")[2].partition(":")[0]
+    assert filled(fresh) == {"tactful_user_profile"}
+    done = fresh.feast(*fill(LAST).split()[3:])
+    assert done.returncode == 0, done.stderr
+    assert len(filled(fresh)) == 5
+
+
+def filled(repo: Repo) -> set[str]:
+    with sqlite3.connect(repo.path / "data" / "online.db") as db:
+        return {name for name in tables(db) if db.execute(f"SELECT 1 FROM {name}").fetchone()}
 
 
 @pytest.mark.redis
