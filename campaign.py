@@ -14,11 +14,12 @@ import hashlib
 import json
 import os
 import tomllib
+import unicodedata
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 ROOT = Path(__file__).resolve().parent
 
@@ -74,8 +75,19 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
+def _printable(text: str) -> str:
+    """Letters and currency signs: it is written into pages and tables as it stands."""
+    plain = all(c.isalpha() or c in " ." or unicodedata.category(c) == "Sc" for c in text)
+    if not plain or text != text.strip() or not 1 <= len(text) <= 12:
+        raise ValueError("must be 1 to 12 letters or currency signs, as EUR, kr or R$")
+    return text
+
+
+Currency = Annotated[str, AfterValidator(_printable)]
+
+
 class Arm(_Frozen):
-    """One message, or control (index 0). `cost` is EUR per user and window, 0 for control."""
+    """One message, or control (index 0). `cost` is money per user and window, 0 for control."""
 
     name: Name
     cost: float = Field(default=0.0, ge=0, allow_inf_nan=False)
@@ -186,9 +198,10 @@ class Monitoring(_Frozen):
 
 
 class Campaign(_Frozen):
-    """A validated campaign.toml."""
+    """A validated campaign.toml. `currency`: of every weight and cost, as it is to be printed."""
 
     name: Name
+    currency: Currency = "EUR"
     arm: tuple[Arm, ...] = Field(min_length=2)
     assignment: Assignment
     policy: PolicyLimits
@@ -221,12 +234,12 @@ class Campaign(_Frozen):
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """EUR per unit of each outcome."""
+        """Money per unit of each outcome."""
         return tuple(o.weight for o in self.outcome)
 
     @property
     def costs(self) -> tuple[float, ...]:
-        """EUR per user and window of each arm; 0 for control."""
+        """Money per user and window of each arm; 0 for control."""
         return tuple(a.cost for a in self.arm)
 
     @property
@@ -236,8 +249,12 @@ class Campaign(_Frozen):
 
     @property
     def hash(self) -> str:
-        """Hash of every value in the file: 16 hex digits, independent of comments and key order."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """Hash of every value that a decision depends on: 16 hex digits, independent of comments and key order.
+
+        `currency` is left out: it names what is printed, and naming it must not end a running experiment.
+        """
+        values = self.model_dump(mode="json", exclude={"currency"})
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 

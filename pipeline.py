@@ -613,7 +613,7 @@ def _print_result(tag: str) -> None:
     campaign = load_campaign()
     folder = data_dir() / "reports" / tag.replace(":", "-")
     rows, decisions = read_comparison(campaign, folder, data_dir() / "truth")
-    table = Table(title=f"{campaign.name}: EUR per user and window, {decisions:,} decisions")
+    table = Table(title=f"{campaign.name}: {campaign.currency} per user and window, {decisions:,} decisions")
     for column in ("policy", "messaged", "value", "95% interval", "true value"):
         table.add_column(column, justify="left" if column == "policy" else "right")
     for row in rows.to_dict("records"):

@@ -73,12 +73,12 @@ class Bundle:
 
     @cached_property
     def weights(self) -> np.ndarray:
-        """What an outcome is worth, EUR a unit; shape (O,)."""
+        """What an outcome is worth, money a unit; shape (O,)."""
         return self.model.spec.weights
 
     @cached_property
     def message_costs(self) -> np.ndarray:
-        """Cost of each message, EUR; shape (A - 1,)."""
+        """Cost of each message, money; shape (A - 1,)."""
         return np.array(self.model.spec.costs)[1:]
 
     def mu_hat(self, rows: Rows) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Decisions from features, numpy only: rows in, arms and reasons out. No server, no store, no torch.
 
 Shape:
-    n users, A arms (0 = control), O outcomes. uplift (n, A - 1, O) in outcome units; score (n, A - 1) in EUR.
+    n users, A arms (0 = control), O outcomes. uplift (n, A - 1, O) in outcome units; score (n, A - 1) in money.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Decisions:
         arm: (n,) index of the arm.
         reason: (n,) index into REASONS.
         uplift: (n, A - 1, O).
-        score: (n,) of the best message arm, EUR.
+        score: (n,) of the best message arm, money.
         propensities: (n, A).
         enrolled: while an experiment runs, per user and whatever the layer: [the champion's arm], and where an
             experiment owns the user's slot also its number, the number of the variant, the arm of every variant.

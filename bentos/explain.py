@@ -32,7 +32,7 @@ NO_THRESHOLD = 1e300  # thresholds from here on send nothing
 
 @dataclass(frozen=True)
 class Moved:
-    """One feature: its value for the user, and by how much it moved the score, EUR."""
+    """One feature: its value for the user, and by how much it moved the score, money."""
 
     feature: str
     value: float | str | None
@@ -41,8 +41,9 @@ class Moved:
 
 @dataclass(frozen=True)
 class UserExplanation:
-    """What `tactful explain` says. Money in EUR per user and window; score, baseline and features where predicted.
+    """What `tactful explain` says. Money per user and window, in `currency`.
 
+    `score`, `baseline`, `features`: where a score was predicted.
     `advice`: why the features could not be used, and what to do; empty where they could.
     `interval`: 90%, of the score of the explained arm; None where the model was saved before intervals were.
     """
@@ -62,6 +63,7 @@ class UserExplanation:
     features_as_of: str | None
     features: tuple[Moved, ...]
     advice: str
+    currency: str
 
     def as_dict(self) -> dict[str, Any]:
         """For a machine."""
@@ -77,10 +79,13 @@ class UserExplanation:
         above = "above" if self.score > self.threshold else "not above"
         limit = "none passed its guardrails" if self.threshold >= NO_THRESHOLD else f"{self.threshold:.4f}"
         told = f" (90% interval {self.interval[0]:+.4f} to {self.interval[1]:+.4f})" if self.interval else ""
-        lines += ["", f"score of {self.explained_arm}: {self.score:+.4f} EUR{told}, {above} the threshold ({limit}):"]
+        lines += [
+            "",
+            f"score of {self.explained_arm}: {self.score:+.4f} {self.currency}{told}, {above} the threshold ({limit}):",
+        ]
         parts = (self.uplift or {}).get(str(self.explained_arm), {})
         lines += [f"  {name} {uplift:+.4f} per user" for name, uplift in parts.items()]
-        lines += ["", "What moved the score, EUR:", *_rows(self.features, self.baseline, self.score)]
+        lines += ["", f"What moved the score, {self.currency}:", *_rows(self.features, self.baseline, self.score)]
         return "\n".join(lines)
 
 
@@ -119,6 +124,7 @@ def explain_user(
         datetime.fromtimestamp(at / 1e6, UTC).isoformat(timespec="minutes") if at else None,
         moved,
         advice(REASONS[int(decided.reason[0])], now),
+        campaign.currency,
     )
 
 

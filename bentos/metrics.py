@@ -27,7 +27,7 @@ FEATURE_ERRORS = Counter("tactful_feature_read_errors", "Reads of features that 
 SWAPS = Counter("tactful_model_loads", "Loads of a champion.", ["outcome"])
 SCORE = Histogram(
     "tactful_score",
-    "Score of the best message, EUR per user and window; a sample.",
+    "Score of the best message, money per user and window; a sample.",
     buckets=[-2.0, -1.0, -0.5, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0],
 )
 BATCH = Histogram(

@@ -79,6 +79,7 @@ def page_facts(worker: Worker, user_id: str | None) -> dict[str, Any]:
     return {
         "now": f"{now():%Y-%m-%d %H:%M} UTC",
         "campaign": worker.decider.campaign.name,
+        "currency": worker.decider.campaign.currency,
         "arms": worker.decider.campaign.arm_names,
         "serving": champion.tag,
         "load_error": champion.error,

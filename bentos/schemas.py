@@ -42,7 +42,7 @@ class DecideRequest(_Strict):
 
 
 class Decision(_Strict):
-    """One user's decision; `uplift` is by message arm and outcome, `score` in EUR per user and window."""
+    """One user's decision; `uplift` is by message arm and outcome, `score` in money per user and window."""
 
     user_id: str
     eligible: bool

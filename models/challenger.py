@@ -50,6 +50,7 @@ class Challenger:
             (recent rows with predictions that did not see them).
         choice: threshold, and every constraint it passed.
         values: `evaluate` on the `evaluate` users.
+        currency: of the values.
         advice: where nothing was certified, what stood against it and what would help.
     """
 
@@ -57,6 +58,7 @@ class Challenger:
     folder: Path
     choice: Choice
     values: pd.DataFrame
+    currency: str
     advice: Sequence[str] = ()
 
     def summary(self) -> dict[str, Any]:
@@ -73,7 +75,14 @@ class Challenger:
 
     def text(self) -> str:
         """What a person reads."""
-        lines = [f"challenger: {self.tag}", self.choice.reason, *self.advice, "", values_text(self.values), ""]
+        lines = [
+            f"challenger: {self.tag}",
+            self.choice.reason,
+            *self.advice,
+            "",
+            values_text(self.values, self.currency),
+            "",
+        ]
         return "\n".join([*lines, f"report: {self.folder / 'report.html'}"])
 
 
@@ -195,7 +204,7 @@ def fit_and_report(
         half_width = fitted.model.half_width()[:, -1]
         html = training_report(campaign, tag, predicted, mu_hat, choice, values, checks, told, half_width)
         write_text(report / "report.html", html)
-    return Challenger(tag, report, choice, values, shortfall(campaign, choice))
+    return Challenger(tag, report, choice, values, campaign.currency, shortfall(campaign, choice))
 
 
 def score_drivers(model: NumpyModel, frame: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -231,13 +240,13 @@ def _rows(rows: np.ndarray, frame: pd.DataFrame, mu_hat: np.ndarray) -> tuple[pd
     return frame[rows].reset_index(drop=True), mu_hat[rows]
 
 
-def values_text(values: pd.DataFrame) -> str:
-    """The headline as aligned text, EUR per user and window."""
+def values_text(values: pd.DataFrame, currency: str) -> str:
+    """The headline as aligned text, money per user and window."""
     rows = [
         f"  {row.policy:<18} {row.value:8.4f}  [{row.ci_lower:8.4f}, {row.ci_upper:8.4f}]"
         for row in headline(values).itertuples()
     ]
-    return "\n".join(["value, EUR per user and window, 95% interval:", *rows])
+    return "\n".join([f"value, {currency} per user and window, 95% interval:", *rows])
 
 
 def _predictions(campaign: Campaign, mu_hat: np.ndarray, choice: Choice) -> pd.DataFrame:

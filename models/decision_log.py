@@ -37,7 +37,7 @@ WEIGHTED = "weighted"
 class Outcome:
     """An outcome column of the log, what it is worth, and whether it is 0/1.
 
-    `weight` is the worth of one unit (EUR per subscription, per hour, ...) in the weighted reward.
+    `weight` is the worth of one unit (money per subscription, per hour, ...) in the weighted reward.
     """
 
     name: str

@@ -4,7 +4,7 @@ DEFINITIONS = {
     "decision": "One user at the start of one window: an arm was drawn with known probabilities, and outcomes were "
     "counted in the days after it. Only matured decisions count: those whose windows and grace days have closed.",
     "value of a policy": "Mean weighted outcome per decision (sum of weight times outcome, less the cost of the "
-    "message) had everybody been treated by the policy; EUR per user and window.",
+    "message) had everybody been treated by the policy; money per user and window.",
     "against none, against all": "Paired difference: the same decisions under both policies, so that what both share "
     "cancels. Not significantly different: the interval holds 0.",
     "propensity": "Probability of the arm that was taken, known before the draw, given what the user's history tells: "
@@ -31,7 +31,7 @@ DEFINITIONS = {
     "gain curve, 95% band": "Gain over sending none when the top share by score is messaged. The band holds for the "
     "whole curve at once (sup-t; Montiel Olea, Plagborg-Moller 2019).",
     "AUTOC, Qini": "Mean, over shares q, of how much more the top share gains than everybody does (AUTOC), and the "
-    "same times q (Qini); EUR per user, 0 for a score that knows nothing. Yadlowsky et al. (2025), JASA 120.",
+    "same times q (Qini); money per user, 0 for a score that knows nothing. Yadlowsky et al. (2025), JASA 120.",
     "calibration slope": "Best linear predictor of the measured effect by the score: 1 is perfect, 0 knows nothing. "
     "Chernozhukov et al. (2018), NBER 24678.",
     "measured effect": "Mean of the doubly robust effect scores of the users in question, net of the message's cost; "

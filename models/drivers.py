@@ -19,8 +19,8 @@ def drivers(explained: Explanation, columns: Mapping[str, np.ndarray]) -> pd.Dat
         columns: their features.
 
     Returns: one row for each feature and group, the feature that moves most first: `feature`, `size` (mean absolute
-        contribution, EUR per user), `group` ("low", "middle", "high" thirds of a number, a category, or "not known"),
-        `value` (the group in words), `users`, `contribution` (the group's mean, EUR per user).
+        contribution, money per user), `group` ("low", "middle", "high" thirds of a number, a category, or "not known"),
+        `value` (the group in words), `users`, `contribution` (the group's mean, money per user).
     """
     size = np.abs(explained.contributions).mean(axis=0)
     rows = []

@@ -1,4 +1,4 @@
-"""Why this score: how much each feature moved it away from that of the average training user, in EUR. Numpy only.
+"""Why this score: how much each feature moved it away from that of the average training user, in money. Numpy only.
 
 A user is compared with BACKGROUND training users that are kept with the model, spread evenly over the score. From each
 of them a straight line leads to the user, in the network's inputs; along it
@@ -41,9 +41,9 @@ class Explanation:
     Attributes:
         features: F names, in the model's order.
         arm: (n,) index of the message that was explained.
-        score: (n,), EUR.
-        baseline: (n,), the background's average score of that arm, EUR.
-        contributions: (n, F), EUR; baseline + their sum is the score, up to TOLERANCE.
+        score: (n,), money.
+        baseline: (n,), the background's average score of that arm, money.
+        contributions: (n, F), money; baseline + their sum is the score, up to TOLERANCE.
     """
 
     features: tuple[str, ...]
@@ -54,11 +54,11 @@ class Explanation:
 
     @property
     def residual(self) -> np.ndarray:
-        """What the contributions leave unexplained; shape (n,), EUR."""
+        """What the contributions leave unexplained; shape (n,), money."""
         return np.asarray(self.score - self.baseline - self.contributions.sum(axis=1))
 
     def top(self, row: int, count: int) -> Iterator[tuple[str, float]]:
-        """The features that moved a user's score most, with their contributions in EUR."""
+        """The features that moved a user's score most, with their contributions in money."""
         for j in np.argsort(-np.abs(self.contributions[row]), kind="stable")[:count]:
             yield self.features[j], float(self.contributions[row, j])
 
@@ -131,7 +131,7 @@ class _Background:
         self.baseline = float(self._score(self._logits(self.dense, self.rules)).mean())
 
     def contributions(self, dense: np.ndarray, rules: np.ndarray, code: np.ndarray) -> np.ndarray:
-        """Contribution of each feature, EUR; shape (F,).
+        """Contribution of each feature, money; shape (F,).
 
         Args:
             dense: (D,) of the user, as all three.
@@ -214,7 +214,7 @@ class _Background:
         return to_units(shaped, self.t, spec)
 
     def _score(self, logits: np.ndarray) -> np.ndarray:
-        """Score of the arm; (rows,), EUR."""
+        """Score of the arm; (rows,), money."""
         mu_hat = shrink(self._units(logits).mean(axis=0), self.t, self.model.spec)
         return scores(mu_hat, self.model.spec.weights.tolist(), self.model.spec.costs)[:, self.arm - 1]
 

@@ -11,7 +11,7 @@ from models.page import BLUE, GREEN, GREY, VERMILION, figure_html
 POLICY_NAMES = {"send_none": "send none", "send_all": "send all"}
 
 
-def values_figure(rows: pd.DataFrame) -> str:
+def values_figure(rows: pd.DataFrame, currency: str) -> str:
     """Value of each policy with its interval; `rows` of `models.evaluate`, best known first."""
     import plotly.graph_objects as go
 
@@ -21,16 +21,17 @@ def values_figure(rows: pd.DataFrame) -> str:
     figure = go.Figure(
         go.Scatter(x=own["value"], y=names, mode="markers", marker={"color": colours, "size": 10}, error_x=_bars(own))
     )
-    figure.update_layout(xaxis_title="EUR per user and window (95%)", height=90 + 40 * len(own))
+    figure.update_layout(xaxis_title=f"{currency} per user and window (95%)", height=90 + 40 * len(own))
     return figure_html(figure, "values")
 
 
-def gain_figure(curve: pd.DataFrame, share: float) -> str:
+def gain_figure(curve: pd.DataFrame, share: float, currency: str) -> str:
     """Gain over sending none by share of users messaged, with the band that holds for the whole curve.
 
     Args:
-        curve: `models.curves.gain_curve`, EUR per user.
+        curve: `models.curves.gain_curve`, money per user.
         share: that the chosen policy messages.
+        currency: as it is to be printed.
     """
     import plotly.graph_objects as go
 
@@ -44,13 +45,13 @@ def gain_figure(curve: pd.DataFrame, share: float) -> str:
         x=share, line_color=VERMILION, line_width=1, annotation_text="chosen", annotation_position="bottom right"
     )
     figure.update_layout(
-        xaxis_title="share of users messaged", yaxis_title="gain, EUR per user", xaxis_tickformat=".0%"
+        xaxis_title="share of users messaged", yaxis_title=f"gain, {currency} per user", xaxis_tickformat=".0%"
     )
     return figure_html(figure, "gain")
 
 
-def calibration_figure(deciles: pd.DataFrame) -> str:
-    """Realised against predicted score by decile of the prediction; `models.curves.calibration`, EUR per user."""
+def calibration_figure(deciles: pd.DataFrame, currency: str) -> str:
+    """Realised against predicted score by decile of the prediction; `models.curves.calibration`, money per user."""
     import plotly.graph_objects as go
 
     low = float(min(deciles["predicted"].min(), deciles["ci_lower"].min()))
@@ -68,11 +69,13 @@ def calibration_figure(deciles: pd.DataFrame) -> str:
         marker={"color": GREEN, "size": 9},
         error_y=bars,
     )
-    figure.update_layout(xaxis_title="predicted score, EUR per user", yaxis_title="realised, EUR per user")
+    figure.update_layout(
+        xaxis_title=f"predicted score, {currency} per user", yaxis_title=f"realised, {currency} per user"
+    )
     return figure_html(figure, "calibration")
 
 
-def segments_figure(rows: pd.DataFrame) -> str:
+def segments_figure(rows: pd.DataFrame, currency: str) -> str:
     """Send-all and the uplift policy against sending none, by segment."""
     import plotly.graph_objects as go
 
@@ -90,14 +93,14 @@ def segments_figure(rows: pd.DataFrame) -> str:
         )
     figure.add_vline(x=0, line_color=GREY, line_width=1)
     figure.update_layout(
-        xaxis_title="EUR per user against none (95%)",
+        xaxis_title=f"{currency} per user against none (95%)",
         yaxis={"tickvals": list(range(len(names))), "ticktext": names, "range": [-0.5, len(names) - 0.5]},
         height=140 + 45 * len(names),
     )
     return figure_html(figure, "segments")
 
 
-def drivers_figure(rows: pd.DataFrame) -> str:
+def drivers_figure(rows: pd.DataFrame, currency: str) -> str:
     """Mean contribution of each feature by group of users; `rows` of `models.explain.drivers`, few features."""
     import plotly.graph_objects as go
 
@@ -114,11 +117,11 @@ def drivers_figure(rows: pd.DataFrame) -> str:
             name={"low": "lowest third", "middle": "middle", "high": "highest third"}.get(str(look), str(look)),
             marker={"color": colour, "symbol": symbol, "size": 10, "line": {"width": 2, "color": colour}},
             text=part["value"] + ": " + part["users"].astype(str) + " users",
-            hovertemplate="%{text}, %{x:+.4f} EUR<extra></extra>",
+            hovertemplate="%{text}, %{x:+.4f} " + currency + "<extra></extra>",
         )
     figure.add_vline(x=0, line_color=GREY, line_width=1)
     figure.update_layout(
-        xaxis_title="contribution to the score, EUR per user",
+        xaxis_title=f"contribution to the score, {currency} per user",
         yaxis={"categoryorder": "array", "categoryarray": names},
         height=140 + 30 * len(names),
     )

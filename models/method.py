@@ -112,14 +112,15 @@ def _units(campaign: Campaign, name: str) -> Callable[[float], str]:
     return (lambda x: f"{100 * x:+.2f} points") if binary else (lambda x: f"{x:+.4f} per user")
 
 
-def certainty_section(score: np.ndarray, best: np.ndarray, half: np.ndarray, n_train: int) -> Section:
+def certainty_section(score: np.ndarray, best: np.ndarray, half: np.ndarray, n_train: int, currency: str) -> Section:
     """How sure the score of a single user is.
 
     Args:
-        score: (n,), of each user's best message, EUR.
+        score: (n,), of each user's best message, money.
         best: (n,), index of that message among the messages.
         half: (n_messages,), half the width of the 90% interval.
         n_train: decisions of the training users.
+        currency: as it is to be printed.
     """
     limit = half[best]
     sure = (
@@ -130,9 +131,9 @@ def certainty_section(score: np.ndarray, best: np.ndarray, half: np.ndarray, n_t
     table = pd.DataFrame({"the user": [name for name, _ in sure], "share": [f"{own.mean():.0%}" for _, own in sure]})
     return Section(
         "How sure is one user's score?",
-        text=f"The 90% interval of a user's score is {2 * limit.mean():.3f} EUR wide on average (standard deviation of "
-        f"the score: {score.std():.3f}). It says how far one user may be off, and decides nothing: a score above the "
-        "threshold is the best guess either way, and the values above hold for all users together.",
+        text=f"The 90% interval of a user's score is {2 * limit.mean():.3f} {currency} wide on average (standard "
+        f"deviation of the score: {score.std():.3f}). It says how far one user may be off, and decides nothing: a "
+        "score above the threshold is the best guess either way, and the values above hold for all users together.",
         tables=[table_html(table)],
         note=f"In simulated experiments with known effects such intervals held the true score of {COVERAGE}. Here "
         f"{n_train:,} decisions were at hand to train on. The width is the same for every user of a message: the "
@@ -140,7 +141,7 @@ def certainty_section(score: np.ndarray, best: np.ndarray, half: np.ndarray, n_t
     )
 
 
-def candidates_section(choice: Choice) -> Section:
+def candidates_section(choice: Choice, currency: str) -> Section:
     """The sequence of candidates, folded: only a statistician reads it."""
     c = choice.candidates
     table = pd.DataFrame(
@@ -164,7 +165,7 @@ def candidates_section(choice: Choice) -> Section:
         "must keep every guardrail, overall and in each segment; the first failure ends the sequence. Of those "
         "certified the score's own cut (0) is taken, unless another is better by more than one standard error of their "
         f"paired difference. {stop}",
-        folded=[("All candidates", table_html(table, "EUR per user and window, users of the select split."))],
+        folded=[("All candidates", table_html(table, f"{currency} per user and window, users of the select split."))],
     )
 
 
@@ -195,8 +196,8 @@ def facts(campaign: Campaign, tag: str, frame: pd.DataFrame, choice: Choice) -> 
     return {
         "model": tag,
         "campaign": f"{campaign.name} ({campaign.hash})",
-        "weights per unit": ", ".join(f"{o.name} {o.weight:g} EUR" for o in campaign.outcome),
-        "message cost": ", ".join(f"{arm.name} {arm.cost:g} EUR" for arm in campaign.arm),
+        "weights per unit": ", ".join(f"{o.name} {o.weight:g} {campaign.currency}" for o in campaign.outcome),
+        "message cost": ", ".join(f"{arm.name} {arm.cost:g} {campaign.currency}" for arm in campaign.arm),
         "users": ", ".join(f"{n}: {r['size']:,} decisions of {r['nunique']:,} users" for n, r in counts.iterrows()),
         "splits": f"by hash of the user, salt {splits.salt!r}: train {splits.train:.0%} (the network), select "
         f"{splits.select:.0%} (the threshold), evaluate {splits.evaluate:.0%} (the values)",

@@ -34,7 +34,7 @@ def compare_with_truth(
         values: `models.evaluate` on the same rows.
         truth: per decision and arm, the true expected value of each measure (user_id, decided_at, arm, measures).
 
-    Returns: columns policy, share (of users messaged), value, ci_lower, ci_upper, true_value; EUR per user and window.
+    Returns: columns policy, share (of users messaged), value, ci_lower, ci_upper, true_value; per user and window.
     """
     keys = frame[["user_id", "decided_at"]].reset_index(drop=True)
     arms = []

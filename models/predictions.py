@@ -20,10 +20,10 @@ def scores(mu_hat: np.ndarray, weights: Sequence[float], costs: Sequence[float])
 
     Args:
         mu_hat: shape (n, n_arms, n_outcomes), outcome units.
-        weights: shape (n_outcomes,), EUR per unit.
-        costs: shape (n_arms,), EUR per user.
+        weights: shape (n_outcomes,), money per unit.
+        costs: shape (n_arms,), money per user.
 
-    Returns: shape (n, n_arms - 1), EUR per user; column k is arm k + 1.
+    Returns: shape (n, n_arms - 1), money per user; column k is arm k + 1.
     """
     uplift = mu_hat[:, 1:, :] - mu_hat[:, :1, :]
     return np.asarray(uplift @ np.asarray(weights) - np.asarray(costs)[1:])
@@ -44,14 +44,14 @@ def prediction_columns(
 ) -> pd.DataFrame:
     """Columns `mu_<control>_<outcome>`, `uplift_<arm>_<outcome>`, `score`, `policy_arm` and `eligible_by_policy`.
 
-    `score` is that of the best message arm, EUR per user.
+    `score` is that of the best message arm, money per user.
 
     Args:
         mu_hat: shape (n, n_arms, n_outcomes).
         arms: names; index 0 is control.
-        outcomes: name -> weight in EUR per unit.
-        costs: EUR per user of each arm.
-        threshold: a message is sent when the score exceeds it, EUR.
+        outcomes: name -> weight in money per unit.
+        costs: money per user of each arm.
+        threshold: a message is sent when the score exceeds it, money.
     """
     uplift = mu_hat[:, 1:, :] - mu_hat[:, :1, :]
     columns = {f"mu_{arms[0]}_{outcome}": mu_hat[:, 0, o] for o, outcome in enumerate(outcomes)}

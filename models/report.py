@@ -48,7 +48,7 @@ def training_report(
         values: `evaluate` on the `evaluate` users.
         checks: `models.log_checks.check_log` on the frame.
         drivers: `models.explain.drivers` of users of the `evaluate` split.
-        half_width: shape (n_messages,), of the 90% interval of a user's score, EUR.
+        half_width: shape (n_messages,), of the 90% interval of a user's score, money.
     """
     rows = (frame["split"] == "evaluate").to_numpy()
     held_out = frame[rows].reset_index(drop=True)
@@ -63,20 +63,21 @@ def training_report(
         points=_points(campaign, values, choice),
         certified=certified,
         sections=[
-            _values_section(values),
+            _values_section(values, campaign.currency),
             guardrail_section(campaign, choice),
-            _gain_section(held_out, effect),
-            _segment_section(values, held_out, effect),
-            _calibration_section(held_out, effect),
+            _gain_section(held_out, effect, campaign.currency),
+            _segment_section(values, held_out, effect, campaign.currency),
+            _calibration_section(held_out, effect, campaign.currency),
             certainty_section(
                 held_out["score"].to_numpy(),
                 _best(campaign, mu_hat[rows]),
                 half_width,
                 n_train=int((frame["split"] == "train").sum()),
+                currency=campaign.currency,
             ),
             _outcomes_section(campaign, values),
-            _drivers_section(drivers),
-            candidates_section(choice),
+            _drivers_section(drivers, campaign.currency),
+            candidates_section(choice, campaign.currency),
             checks_section(checks),
         ],
         facts=facts(campaign, tag, frame, choice),
@@ -91,7 +92,7 @@ def _verdict(choice: Choice, share: float) -> str:
 
 
 def score_effect(campaign: Campaign, frame: pd.DataFrame, mu_hat: np.ndarray) -> np.ndarray:
-    """Doubly robust score of each row for the effect of its best message arm; shape (n,), EUR per user, net of cost."""
+    """Doubly robust score of each row for the effect of its best message arm; shape (n,), money, net of cost."""
     outcome = frame[[f"y_{name}" for name in campaign.outcome_names]].to_numpy(dtype=float)
     arm, propensity = frame["arm"].to_numpy(dtype=np.int64), frame["propensity"].to_numpy(dtype=float)
     effects = (
@@ -113,21 +114,22 @@ def weighted_rows(values: pd.DataFrame, baseline: str) -> pd.DataFrame:
 
 def _points(campaign: Campaign, values: pd.DataFrame, choice: Choice) -> list[str]:
     """The answer in a few sentences: gains, guardrails, and why this threshold."""
-    told = []
+    told, money = [], campaign.currency
     if np.isfinite(choice.threshold):
         for baseline, words in (("send_none", "nobody"), ("send_all", "everybody")):
             gain = weighted_rows(values, baseline).set_index("policy").loc["uplift policy"]
             significant = gain["ci_lower"] > 0 or gain["ci_upper"] < 0
             told.append(
-                f"Gain over sending it to {words}: {gain['value']:+.3f} EUR per user and window (95%: "
-                f"{gain['ci_lower']:+.3f} to {gain['ci_upper']:+.3f}), {1000 * gain['value']:+,.0f} EUR per 1,000 users"
+                f"Gain over sending it to {words}: {gain['value']:+.3f} {money} per user and window (95%: "
+                f"{gain['ci_lower']:+.3f} to {gain['ci_upper']:+.3f}), "
+                f"{1000 * gain['value']:+,.0f} {money} per 1,000 users"
                 + ("." if significant else ": not significantly different.")
             )
     why = f"Why, on the users of the select split: {choice.reason}."
     return [*told, *guardrail_points(campaign, choice), why, *shortfall(campaign, choice)]
 
 
-def _values_section(values: pd.DataFrame) -> Section:
+def _values_section(values: pd.DataFrame, currency: str) -> Section:
     own = weighted_rows(values, "")
     table = pd.DataFrame({"policy": [POLICY_NAMES.get(name, name) for name in own["policy"]]})
     for baseline, title in (("", "value"), ("send_none", "against none"), ("send_all", "against all")):
@@ -136,32 +138,33 @@ def _values_section(values: pd.DataFrame) -> Section:
     return Section(
         "What each policy is worth",
         text="What a user brings in a window, less the cost of messages, had everybody been treated by the policy.",
-        plots=[values_figure(own)],
-        tables=[table_html(table, "Doubly robust estimates, EUR per user and window.")],
+        plots=[values_figure(own, currency)],
+        tables=[table_html(table, f"Doubly robust estimates, {currency} per user and window.")],
         note="Differences are paired and so more exact than two values side by side. One whose interval holds 0 is not "
         "significantly different.",
     )
 
 
-def _gain_section(frame: pd.DataFrame, effect: np.ndarray) -> Section:
+def _gain_section(frame: pd.DataFrame, effect: np.ndarray, currency: str) -> Section:
     score, user = frame["score"].to_numpy(), users(frame)
     autoc, qini = (rate(score, effect, target, cluster=user) for target in ("autoc", "qini"))
+    curve, share = gain_curve(score, effect, cluster=user), float(frame["eligible_by_policy"].mean())
     return Section(
         "How many to message",
         text="Users are messaged from the highest score down. Where the curve falls, messages harm.",
-        plots=[gain_figure(gain_curve(score, effect, cluster=user), float(frame["eligible_by_policy"].mean()))],
+        plots=[gain_figure(curve, share, currency)],
         note=f"How well the score ranks users: AUTOC {autoc.value:.3f} (standard error {autoc.se:.3f}), Qini "
-        f"{qini.value:.3f} ({qini.se:.3f}), EUR per user; both are 0 for a score that knows nothing.",
+        f"{qini.value:.3f} ({qini.se:.3f}), {currency} per user; both are 0 for a score that knows nothing.",
     )
 
 
-def _calibration_section(frame: pd.DataFrame, effect: np.ndarray) -> Section:
+def _calibration_section(frame: pd.DataFrame, effect: np.ndarray, currency: str) -> Section:
     score, user = frame["score"].to_numpy(), users(frame)
     slope = heterogeneity(score, effect, cluster=user)["slope"]
     return Section(
         "Do users gain what was predicted?",
         text="Tenths of users by predicted score, against what the random arms say they really gained.",
-        plots=[calibration_figure(calibration(score, effect, cluster=user))],
+        plots=[calibration_figure(calibration(score, effect, cluster=user), currency)],
         note=f"Slope of realised on predicted: {slope.value:.2f} (standard error {slope.se:.2f}); "
         "1 is perfect, 0 knows nothing.",
     )
@@ -190,7 +193,7 @@ def _outcomes_section(campaign: Campaign, values: pd.DataFrame) -> Section:
     )
 
 
-def _segment_section(values: pd.DataFrame, frame: pd.DataFrame, effect: np.ndarray) -> Section:
+def _segment_section(values: pd.DataFrame, frame: pd.DataFrame, effect: np.ndarray, currency: str) -> Section:
     rows = values[
         (values["outcome"] == "weighted")
         & (values["estimator"] == "dr")
@@ -211,8 +214,8 @@ def _segment_section(values: pd.DataFrame, frame: pd.DataFrame, effect: np.ndarr
     table["share"] = groups["share"].map("{:.0%}".format)
     return Section(
         "Who is helped, who is harmed",
-        text="Effect of the message against none, EUR per user and window, its cost taken off.",
-        plots=[segments_figure(rows)] if len(rows) else [],
+        text=f"Effect of the message against none, {currency} per user and window, its cost taken off.",
+        plots=[segments_figure(rows, currency)] if len(rows) else [],
         tables=[
             table_html(segments, "By segment."),
             table_html(
@@ -225,7 +228,7 @@ def _segment_section(values: pd.DataFrame, frame: pd.DataFrame, effect: np.ndarr
     )
 
 
-def _drivers_section(drivers: pd.DataFrame) -> Section:
+def _drivers_section(drivers: pd.DataFrame, currency: str) -> Section:
     """Which features drive the score, with direction."""
     shown = drivers[drivers["feature"].isin(drivers["feature"].drop_duplicates().head(12))]
     ends = shown.sort_values("contribution").groupby("feature", sort=False)
@@ -241,11 +244,11 @@ def _drivers_section(drivers: pd.DataFrame) -> Section:
         "Which features drive the score",
         text="By how much each feature moves a user's score away from that of the average training user, and which "
         "way: a feature whose highest third lies to the right raises the score where it is high.",
-        plots=[drivers_figure(shown)],
+        plots=[drivers_figure(shown, currency)],
         tables=[
             table_html(
                 table,
-                f"EUR per user; mean absolute contribution, over {users} users never trained on.",
+                f"{currency} per user; mean absolute contribution, over {users} users never trained on.",
                 {"moves the score by": "{:.3f}"},
             )
         ],

@@ -61,6 +61,7 @@ class Decision:
         fallback: serve send-none or the previous champion until the next promotion.
         drift_weeks: weeks in a row with drift, this one included.
         record: everything else that decision.json holds.
+        currency: of the gain, as it is to be printed.
     """
 
     week: date
@@ -70,6 +71,7 @@ class Decision:
     fallback: bool = False
     drift_weeks: int = 0
     record: Mapping[str, Any] = field(default_factory=dict)
+    currency: str = "EUR"
 
     @property
     def exit_code(self) -> int:
@@ -86,7 +88,7 @@ class Decision:
             "action": self.action,
             "exit_code": self.exit_code,
             "reasons": list(self.reasons),
-            "in_words": {"verdict": VERDICTS[self.action], "reasons": [in_words(reason) for reason in self.reasons]},
+            "in_words": {"verdict": VERDICTS[self.action], "reasons": self.in_words()},
             "fallback": self.fallback,
             "drift_weeks": self.drift_weeks,
             "champion": self.champion,
@@ -95,8 +97,11 @@ class Decision:
     def text(self) -> str:
         """The verdict in a few lines, for the terminal."""
         lines = [f"week {week_name(self.week)}: {VERDICTS[self.action]}"]
-        lines += [f"  - {in_words(reason)}" for reason in self.reasons]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  - {reason}" for reason in self.in_words())])
+
+    def in_words(self) -> list[str]:
+        """Each reason as a sentence."""
+        return [in_words(reason, self.currency) for reason in self.reasons]
 
 
 def week_name(day: date) -> str:
@@ -133,7 +138,7 @@ def decide(
         action, reasons = "warn", [*urgent, *doubts, "cooldown"]
     else:
         action, reasons = ("retrain" if urgent else "warn" if doubts else "none"), urgent + doubts
-    return Decision(week, champion, action, tuple(reasons), fallback, weeks)
+    return Decision(week, champion, action, tuple(reasons), fallback, weeks, currency=campaign.currency)
 
 
 def _drift_weeks(
@@ -266,12 +271,12 @@ _WORDS = {
     "feature_drift": "features moved since training: {what}",
     "prediction_drift": "the predictions moved since training: {what}",
     "inverted": "users ranked high gain less than users ranked low, for {what}: fall back at once",
-    "harmful": "the policy gains {what} EUR per user over sending nothing: fall back at once",
+    "harmful": "the policy gains {what} {currency} per user over sending nothing: fall back at once",
     "cooldown": "a retraining is less than the cooldown ago, so none is asked for",
 }
 
 
-def in_words(reason: str) -> str:
+def in_words(reason: str, currency: str) -> str:
     """A reason as a sentence for a person."""
     code, _, what = reason.partition(":")
-    return _WORDS[code].format(what=what.replace(",", ", "))
+    return _WORDS[code].format(what=what.replace(",", ", "), currency=currency)

@@ -58,6 +58,8 @@ class CalibrationP(SingleValueMetric):
 class RealisedByDecile(DataframeMetric):
     """Promised and realised uplift by decile of the score."""
 
+    currency: str = "EUR"
+
 
 def _recorded(calculation: Any, context: Any, key: str) -> Any:
     """Current and reference value of one key, as Evidently's results."""
@@ -133,15 +135,15 @@ class RealisedByDecileCalculation(DataframeCalculation[RealisedByDecile]):
         """The table, with its plot as widget."""
         table = context.additional_data["deciles"].as_dataframe()
         result = self.result(table)
-        result.widget = [plotly_figure(title=self.display_name(), figure=_decile_figure(table))]
+        result.widget = [plotly_figure(title=self.display_name(), figure=_decile_figure(table, self.metric.currency))]
         return result, None
 
     def display_name(self) -> str:
         """Title of the widget."""
-        return "Weighted uplift by decile of the score, EUR per user"
+        return f"Weighted uplift by decile of the score, {self.metric.currency} per user"
 
 
-def _decile_figure(table: pd.DataFrame) -> go.Figure:
+def _decile_figure(table: pd.DataFrame, currency: str) -> go.Figure:
     """Promised uplift as a line, realised with 95% intervals."""
     figure = go.Figure()
     for arm, rows in table.groupby("arm", sort=False):
@@ -149,5 +151,6 @@ def _decile_figure(table: pd.DataFrame) -> go.Figure:
         error = {"type": "data", "array": 1.96 * rows["se"]}
         style = {"mode": "markers", "marker_color": VERMILION, "error_y": error}
         figure.add_scatter(x=rows["decile"], y=rows["realised"], name=f"{arm}: realised, 95% interval", **style)
-    figure.update_layout(xaxis_title="decile of predicted uplift", yaxis_title="EUR per user", template="simple_white")
+    unit = f"{currency} per user"
+    figure.update_layout(xaxis_title="decile of predicted uplift", yaxis_title=unit, template="simple_white")
     return figure

@@ -99,7 +99,7 @@ def own_metrics(statistics: Statistics, campaign: Campaign) -> list[Any]:
     from monitoring import evidently_metrics as m
 
     tests = statistics.realised.tests if statistics.realised else ()
-    found: list[Any] = [m.ExitCode(), *([m.RealisedByDecile()] if tests else [])]
+    found: list[Any] = [m.ExitCode(), *([m.RealisedByDecile(currency=campaign.currency)] if tests else [])]
     for test in tests:
         name = f"{test.arm}/{test.outcome}"
         found += [m.RealisedUplift(test=name), m.CalibrationP(test=name, tests=[gte(test.alpha)])]
@@ -171,11 +171,11 @@ def dashboard(project_id: uuid.UUID, campaign: Campaign) -> Any:
     weighted = {name: labels for name, labels in tests.items() if name.endswith("/weighted")}
     panels = [
         line("Verdict: 0 fine or look, 10 retrain, 20 data broken", m.ExitCode.__get_type__(), {"exit code": {}}),
-        line("Realised uplift, EUR per user", m.RealisedUplift.__get_type__(), weighted),
+        line(f"Realised uplift, {campaign.currency} per user", m.RealisedUplift.__get_type__(), weighted),
         line("Realised = promised: p value", m.CalibrationP.__get_type__(), tests),
         line("Share of users eligible", m.ShareEligible.__get_type__(), {"eligible": {}}),
         line("Share of columns that drift (sample)", "DriftedColumnsCount", {"share": {"value_type": "share"}}),
-        line("Mean score, EUR per user", m.MeanUplift.__get_type__(), {"score": {"column": "score"}}),
+        line(f"Mean score, {campaign.currency} per user", m.MeanUplift.__get_type__(), {"score": {"column": "score"}}),
     ]
     for outcome in outcomes:
         series = {arm: {"column": f"uplift_{arm}_{outcome}"} for arm in arms}

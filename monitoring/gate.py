@@ -37,7 +37,7 @@ WORTH = 0.10  # of the champion's gain over sending nothing: the improvement for
 
 @dataclass(frozen=True)
 class Comparison:
-    """Challenger minus a baseline policy, per user: the weighted value in EUR, or an outcome in its unit.
+    """Challenger minus a baseline policy, per user: the weighted value in money, or an outcome in its unit.
 
     `lower` is the one-sided 95% bound; `limit` is what `lower` (or `difference`, for baselines) must exceed. `power` is
     the probability of that bound lying above 0 if the challenger were better by a tenth of the baseline's gain over

@@ -19,7 +19,7 @@ LINE_COLOURS = (GREY, ORANGE, "#56B4E9", GREEN, BLUE)
 ARM_COLOURS = (VERMILION, GREEN, PURPLE, ORANGE)
 
 
-def decile_plot(deciles: Sequence[Mapping[str, Any]]) -> str:
+def decile_plot(deciles: Sequence[Mapping[str, Any]], unit: str) -> str:
     """Promised (line) and realised (dot, 95% interval) weighted uplift by decile of each arm's predicted uplift."""
     low = min(min(d["predicted"], d["realised"] - 1.96 * d["se"]) for d in deciles)
     high = max(max(d["predicted"], d["realised"] + 1.96 * d["se"]) for d in deciles)
@@ -34,7 +34,7 @@ def decile_plot(deciles: Sequence[Mapping[str, Any]]) -> str:
             ends = y(d["realised"] - 1.96 * d["se"]), y(d["realised"] + 1.96 * d["se"])
             parts += _whisker(x(d["decile"]) + move, ends, y(d["realised"]), ARM_COLOURS[i % len(ARM_COLOURS)])
     parts.append(_text(WIDTH / 2, HEIGHT - 4, "decile of predicted uplift (10 = highest)"))
-    return _svg(parts, "Promised and realised uplift by decile, EUR per user")
+    return _svg(parts, f"Promised and realised uplift by decile, {unit}")
 
 
 def drift_plot(columns: Sequence[ColumnDrift], limit: float) -> str:
@@ -83,7 +83,9 @@ def weeks_plot(weeks: Sequence[Mapping[str, Any]]) -> str:
     return _svg(parts, "Weeks at a glance: realised uplift and verdict")
 
 
-def values_plot(values: Mapping[str, Sequence[float]], squares: Sequence[str], stars: Sequence[int], rule: int) -> str:
+def values_plot(
+    values: Mapping[str, Sequence[float]], squares: Sequence[str], stars: Sequence[int], rule: int, unit: str
+) -> str:
     """Lines of weekly values; the verdicts as coloured squares below, a star where a new champion follows.
 
     Args:
@@ -91,6 +93,7 @@ def values_plot(values: Mapping[str, Sequence[float]], squares: Sequence[str], s
         squares: action of each week.
         stars: places (from 0) of weeks that end with a new champion.
         rule: place of the week before which a rule is drawn; below 0 for none.
+        unit: of the values, for who does not see them.
     """
     n, bottom = len(squares), HEIGHT - BOTTOM - 18
     everything = [v for line in values.values() for v in line]
@@ -109,7 +112,7 @@ def values_plot(values: Mapping[str, Sequence[float]], squares: Sequence[str], s
         parts.append(_text(x(k), bottom + 2, "*") if k in stars else "")
         parts.append(_text(x(k), HEIGHT - 20, str(k + 1)) if n <= 12 or k % 5 == 4 else "")
     parts.append(_text(WIDTH / 2, HEIGHT - 4, "week (square: its verdict, *: a new champion follows)"))
-    return _svg(parts, "True value of each policy by week, EUR per user")
+    return _svg(parts, f"True value of each policy by week, {unit}")
 
 
 def _weighted(week: Mapping[str, Any]) -> Mapping[str, Any] | None:

@@ -65,8 +65,8 @@ class Realised:
         n: matured decisions; weeks: ISO weeks they were taken in.
         tests: one per arm and outcome, the weighted one of each arm first.
         deciles: by predicted weighted uplift of each arm: arm, decile, n, predicted, realised, se.
-        segments: arm, segment ("plan=free"), n, predicted, realised, se; weighted, EUR.
-        gain, gain_se: of the policy over sending nothing, EUR per user, costs taken off.
+        segments: arm, segment ("plan=free"), n, predicted, realised, se; weighted, money.
+        gain, gain_se: of the policy over sending nothing, money per user, costs taken off.
     """
 
     n: int
@@ -178,7 +178,7 @@ def _test(line: Line, reference: Line | None, alpha: float) -> UpliftTest:
 
 
 def policy_gain(arm: np.ndarray, rows: Uplifts, campaign: Campaign) -> tuple[float, float]:
-    """Value of a policy (its arm of each row) minus sending nothing, and the standard error; EUR per user."""
+    """Value of a policy (its arm of each row) minus sending nothing, and the standard error; money per user."""
     score = rows.score[np.arange(len(arm)), np.maximum(arm, 1) - 1, -1]
     return mean_and_se(np.where(arm > 0, score - np.asarray(campaign.costs)[arm], 0.0), rows.user)
 

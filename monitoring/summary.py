@@ -8,7 +8,7 @@ from typing import Any
 
 from campaign import Campaign
 from models.page import stylesheet
-from monitoring.decide import VERDICTS, Decision, Statistics, in_words, week_name
+from monitoring.decide import VERDICTS, Decision, Statistics, week_name
 from monitoring.plots import decile_plot, drift_plot, weeks_plot
 
 WEEKS_SHOWN = 12
@@ -25,7 +25,7 @@ def summary_html(
         history: earlier decision.json contents, oldest first.
         campaign: names and thresholds.
     """
-    reasons = "".join(f"<li>{escape(in_words(reason))}</li>" for reason in decision.reasons)
+    reasons = "".join(f"<li>{escape(reason)}</li>" for reason in decision.in_words())
     plots = "".join(
         f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>"
         for title, svg in _plots(decision, statistics, history, campaign)
@@ -33,7 +33,7 @@ def summary_html(
     tables = "".join(
         f'<h2>{escape(title)}</h2><div class="scroll" tabindex="0" role="region" aria-label="{escape(title)}">'
         f"{html_table(head, rows)}</div>"
-        for title, head, rows in _tables(statistics)
+        for title, head, rows in _tables(statistics, campaign.currency)
         if rows
     )
     links = '<a href="report.html">Evidently report</a> · ' if decision.record.get("report") else ""
@@ -46,7 +46,7 @@ def summary_html(
 <strong>{escape(_verdict(decision))}</strong><ul>{reasons}</ul></div>
 <div class="plots">{plots}</div>
 {tables}
-<p class="note">{escape(_note(statistics))}</p>
+<p class="note">{escape(_note(statistics, campaign.currency))}</p>
 <p class="note">{links}<a href="decision.json">decision.json</a> · <a href="stats.json">stats.json</a> ·
 all weeks: <code>make ui</code></p>
 </main></body></html>
@@ -56,12 +56,12 @@ all weeks: <code>make ui</code></p>
 def summary_markdown(decision: Decision, statistics: Statistics, campaign: Campaign) -> str:
     """The same without plots, for a chat or a mail."""
     lines = [f"# {_title(decision, campaign)}", "", f"**{_verdict(decision)}**", ""]
-    lines += [f"- {in_words(reason)}" for reason in decision.reasons]
-    for title, head, rows in _tables(statistics):
+    lines += [f"- {reason}" for reason in decision.in_words()]
+    for title, head, rows in _tables(statistics, campaign.currency):
         if rows:
             lines += ["", f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
             lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", _note(statistics), ""])
+    return "\n".join([*lines, "", _note(statistics, campaign.currency), ""])
 
 
 def _title(decision: Decision, campaign: Campaign) -> str:
@@ -77,10 +77,11 @@ def _plots(
     decision: Decision, statistics: Statistics, history: Sequence[Mapping[str, Any]], campaign: Campaign
 ) -> list[tuple[str, str]]:
     weeks = [*history, decision.as_dict()][-WEEKS_SHOWN:]
-    plots = [("Weeks at a glance: uplift, EUR per user (dash promised, dot realised)", weeks_plot(weeks))]
+    money = f"{campaign.currency} per user"
+    plots = [(f"Weeks at a glance: uplift, {money} (dash promised, dot realised)", weeks_plot(weeks))]
     if statistics.realised:
-        title = "Uplift by decile, EUR per user (line predicted, dot realised)"
-        plots.append((title, decile_plot(statistics.realised.deciles)))
+        title = f"Uplift by decile, {money} (line predicted, dot realised)"
+        plots.append((title, decile_plot(statistics.realised.deciles, money)))
     if statistics.drift:
         columns = sorted(statistics.drift.columns, key=lambda c: -c.effect)
         plots.append(("What moved most since training", drift_plot(columns, campaign.monitoring.drift_effect)))
@@ -90,7 +91,7 @@ def _plots(
 Table = tuple[str, list[str], list[list[str]]]
 
 
-def _tables(statistics: Statistics) -> list[Table]:
+def _tables(statistics: Statistics, currency: str) -> list[Table]:
     """Title, head and rows of each table."""
     failed = [[check.name, check.detail] for check in statistics.failed]
     tables: list[Table] = [("Failed data checks", ["check", "what was found"], failed)]
@@ -108,7 +109,7 @@ def _tables(statistics: Statistics) -> list[Table]:
             ]
             for s in statistics.realised.segments
         ]
-        tables.append(("By segment, EUR per user", head, rows))
+        tables.append((f"By segment, {currency} per user", head, rows))
     if statistics.drift:
         moved = [c for c in sorted(statistics.drift.columns, key=lambda c: -c.effect) if c.warn or c.new]
         rows = [
@@ -140,7 +141,7 @@ def _news(new: Mapping[str, float]) -> str:
     return ", ".join(f"new: {name} {share:.1%}" for name, share in list(new.items())[:3])
 
 
-def _note(statistics: Statistics) -> str:
+def _note(statistics: Statistics, currency: str) -> str:
     if statistics.failed:
         return "No drift or uplift is judged on broken data."
     realised, drift = statistics.realised, statistics.drift
@@ -149,7 +150,9 @@ def _note(statistics: Statistics) -> str:
         interval = f"{realised.gain:+.3f} ± {1.96 * realised.gain_se:.3f}"
         weeks = f"{realised.weeks[0]} to {realised.weeks[-1]}"
         words.append("Promised: what the champion predicts, corrected by what it was off by at training.")
-        words.append(f"Matured decisions of {weeks}: the policy is worth {interval} EUR per user over sending nothing.")
+        words.append(
+            f"Matured decisions of {weeks}: the policy is worth {interval} {currency} per user over sending nothing."
+        )
     else:
         words.append("Too few matured decisions to say what the messages did.")
     if drift:

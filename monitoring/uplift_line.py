@@ -34,7 +34,7 @@ class Line:
     error(s) = level + slope * (s - center), so the realised slope is 1 + slope.
 
     Attributes:
-        arm, outcome: names; the outcome "weighted" is the sum of weight times outcome, EUR.
+        arm, outcome: names; the outcome "weighted" is the sum of weight times outcome, money.
         n: decisions; n_arm, n_control: of this arm, of control.
         center: mean predicted uplift; spread: its sd over users, outcome units.
         level, slope: as above; cov: their covariance, as (level-level, level-slope, slope-slope).

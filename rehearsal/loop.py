@@ -61,7 +61,7 @@ def rehearse(
             weeks = _play(script, campaign, folder, finish, progress)
         from rehearsal.page import page
 
-        result = Result(script, tuple(weeks), str(folder), found(folder))
+        result = Result(script, tuple(weeks), str(folder), found(folder), campaign.currency)
 
         write_json(folder / "rehearsal.json", result.as_dict())
         write_text(folder / "rehearsal.html", page(result))

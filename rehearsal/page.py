@@ -22,12 +22,14 @@ def page(result: Result) -> str:
     script, title = result.script, f"Rehearsal: {result.script.name}"
     values = {name: [getattr(w, f"value_{key}") for w in result.weeks] for key, name in NAMES.items()}
     places = [k for k, w in enumerate(result.weeks) if w.promoted or w.fallback]
-    plot = values_plot(values, [w.action for w in result.weeks], places, script.drift_week - 1)
+    plot = values_plot(
+        values, [w.action for w in result.weeks], places, script.drift_week - 1, f"{result.currency} per user"
+    )
     gains = ", ".join(f"{result.gain(key):+.3f} over {NAMES[key]}" for key in POLICIES[1:])
     begins = f"Drift {script.drift} begins in week {script.drift_week} (dashed)." if script.drift else "No drift."
     table = html_table(["week", "what happened", *NAMES.values()], [_row(w) for w in result.weeks])
     reasons = "".join(
-        f"<li>week {w.week}: {escape('; '.join(in_words(reason) for reason in w.alarm))}</li>"
+        f"<li>week {w.week}: {escape('; '.join(in_words(reason, result.currency) for reason in w.alarm))}</li>"
         for w in result.weeks
         if w.action in ("retrain", "stop") or w.fallback
     )
@@ -36,8 +38,8 @@ def page(result: Result) -> str:
 <title>{escape(title)}</title><style>{stylesheet()}{_STYLE}</style></head><body><main>
 <h1>{escape(title)}</h1>
 <p class="lead">{sum(w.n for w in result.weeks):,} decisions. {escape(begins)} Policy, mean over all: {gains}.</p>
-<figure><figcaption>True value, EUR per user and window. Squares: green fine, orange look, red retrain, purple
-stop</figcaption>{plot}</figure>
+<figure><figcaption>True value, {escape(result.currency)} per user and window. Squares: green fine, orange look,
+red retrain, purple stop</figcaption>{plot}</figure>
 <h2>Week by week</h2><div class="scroll" tabindex="0" role="region" aria-label="Week by week">{table}</div>
 {_experiment(result)}
 <h2>Why</h2><ul>{reasons or "<li>no alarm</li>"}</ul>

@@ -41,7 +41,7 @@ def live_week(world: World, arms: np.ndarray) -> None:
 
 
 def true_values(due: Due, campaign: Campaign) -> np.ndarray:
-    """True expected value of every user under every arm, costs taken off; shape (n, n_arms), EUR."""
+    """True expected value of every user under every arm, costs taken off; shape (n, n_arms), money."""
     columns = [OUTCOMES.index(outcome.measure) for outcome in campaign.outcome]
     return np.asarray(due.truth[:, :, columns] @ np.asarray(campaign.weights) - np.asarray(campaign.costs))
 

@@ -80,7 +80,7 @@ class Script:
 
 @dataclass(frozen=True)
 class Week:
-    """One week: true values per user (EUR per user and window) of policies on that week's users, and what was done.
+    """One week: true values per user (money per user and window) of policies on that week's users, and what was done.
 
     `value_policy` is that of the champion that served; `alarm` the monitor's reasons, `action` its verdict.
     """
@@ -114,6 +114,7 @@ class Result:
     weeks: tuple[Week, ...]
     folder: str
     experiment: Mapping[str, Any] | None = None  # as rehearsal.experiment leaves it in experiment.json
+    currency: str = "EUR"
 
     @property
     def stopped(self) -> bool:
@@ -121,7 +122,7 @@ class Result:
         return self.weeks[-1].action == "stop"
 
     def gain(self, over: str, weeks: Sequence[Week] | None = None) -> float:
-        """Mean of the policy's value less another's, EUR per user and window, every decision counted once."""
+        """Mean of the policy's value less another's, money per user and window, every decision counted once."""
         chosen = self.weeks if weeks is None else weeks
         gains = [w.value_policy - getattr(w, f"value_{over}") for w in chosen]
         return float(np.average(gains, weights=[w.n for w in chosen]))
@@ -149,7 +150,7 @@ class Result:
     def text(self) -> str:
         """A table, week by week, and the mean gains."""
         head = f"{'week':>4}  {'policy':>7} {'all':>7} {'none':>7} {'frozen':>7} {'oracle':>7}  action"
-        lines = [f"{self.script.name}: true value, EUR per user and window", head]
+        lines = [f"{self.script.name}: true value, {self.currency} per user and window", head]
         for w in self.weeks:
             values = " ".join(f"{getattr(w, f'value_{name}'):7.3f}" for name in POLICIES)
             drift = "  <- drift begins" if w.week == self.script.drift_week else ""

@@ -37,6 +37,8 @@ BAD = [
     ("exploration/1", "holdout/1", r"must differ: one salt per draw"),
     ("window_days = 14", "window_days = 14.5", r"outcome\[0\]\.window_days: Input should be a valid integer"),
     ("[segments]", "[segments", r"not valid TOML"),
+    ('currency = "EUR"', 'currency = "<b>"', r"currency: must be 1 to 12 letters or currency signs, .* \(got '<b>'\)"),
+    ('currency = "EUR"', 'currency = ""', r"currency: must be 1 to 12 letters or currency signs"),
 ]
 
 
@@ -69,6 +71,14 @@ def test_campaign_hash_ignores_comments_and_order_but_not_values(tmp_path):
     )
     assert load_campaign(write(tmp_path, commented)).hash == first
     assert load_campaign(write(tmp_path, TOML.replace("weight = 12.0", "weight = 12.5"))).hash != first
+
+
+@pytest.mark.parametrize("line", ["", 'currency = "kr."', 'currency = "R$"', 'currency = "Kč"', 'currency = "₹"'])
+def test_campaign_currency_is_printed_and_changes_no_hash(tmp_path, line):
+    """A running experiment keeps to its campaign's hash, and a file from before the key is the same campaign."""
+    found = load_campaign(write(tmp_path, TOML.replace('currency = "EUR"', line, 1)))
+    assert found.currency == (line.partition('"')[2].rstrip('"') or "EUR")
+    assert found.hash == load_campaign().hash
 
 
 def test_campaign_is_frozen():

@@ -34,8 +34,8 @@ class Scored:
     """What the champion says of n users, and what is known of them: all that a variant's policy decides by.
 
     `champion_arm`, shape (n,): the running policy's arm. `uplift`, shape (n, n_arms - 1, n_outcomes), outcome units;
-    NaN where nothing was predicted. `weights`, shape (n_outcomes,): EUR per unit. `costs`, shape (n_arms - 1,): EUR per
-    message. `segments`: column -> values, shape (n,), for rules.
+    NaN where nothing was predicted. `weights`, shape (n_outcomes,): money per unit. `costs`, shape (n_arms - 1,): money
+    per message. `segments`: column -> values, shape (n,), for rules.
     """
 
     champion_arm: np.ndarray

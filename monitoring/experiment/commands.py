@@ -33,10 +33,10 @@ def plan_experiment(
         bool, typer.Option(help="Candidates: thresholds from the offline gain curve (baseline champion: always).")
     ] = False,
     threshold: Annotated[
-        list[float] | None, typer.Option(help="A candidate: the champion at this threshold, EUR; may be repeated.")
+        list[float] | None, typer.Option(help="A candidate: the champion at this threshold; may be repeated.")
     ] = None,
     weight: Annotated[
-        list[str] | None, typer.Option(metavar="OUTCOME=EUR", help="Candidates score with this; may be repeated.")
+        list[str] | None, typer.Option(metavar="OUTCOME=WORTH", help="Candidates score with this; may be repeated.")
     ] = None,
     effect: Annotated[
         list[str] | None,

@@ -148,8 +148,8 @@ def candidates(
         campaign: outcomes and weights.
         frame: the champion's frame.parquet.
         control: the baseline policy.
-        thresholds: EUR, each a candidate.
-        weights: outcome -> EUR per unit, of every candidate with a threshold; default: the campaign's.
+        thresholds: money, each a candidate.
+        weights: outcome -> money per unit, of every candidate with a threshold; default: the campaign's.
         ladder: propose thresholds.
     """
     unknown = set(weights or {}) - set(campaign.outcome_names)
@@ -188,11 +188,11 @@ def threshold_ladder(score: np.ndarray, curve: pd.DataFrame, keep: float = 0.9) 
     that does: the offline curve is flat near its top, and only live users can tell these apart.
 
     Args:
-        score: shape (n,), EUR, of the users the curve was made from.
+        score: shape (n,), money, of the users the curve was made from.
         curve: from models.curves.gain_curve: columns share (of users messaged) and gain (over sending to nobody).
         keep: part of the best gain that a rung must keep.
 
-    Returns: one to three rows with columns threshold (EUR; message when score > threshold), share, gain; fewest
+    Returns: one to three rows with columns threshold (money; message when score > threshold), share, gain; fewest
         messages first.
     Raises: CampaignError: no threshold gains anything.
     """

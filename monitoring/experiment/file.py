@@ -33,7 +33,7 @@ class Variant(_Frozen):
 
     `policy`: send_none; send_all (`arm` for everybody); rule (`arm` where every column of `rule` has one of its
     values); champion (the running model and threshold as they are); threshold (the running model's uplift with this
-    variant's own `threshold` in EUR, and its own `weights` per outcome in EUR when given).
+    variant's own `threshold` in money, and its own `weights` per outcome in money when given).
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")

@@ -106,7 +106,7 @@ def forecasts_of(
 
 
 def expected_effects(campaign: Campaign, forecasts: Sequence[Forecast]) -> dict[str, float]:
-    """Metric -> effect of the candidate with the highest forecast in EUR: what the sample size is planned for."""
+    """Metric -> effect of the candidate with the highest forecast in money: what the sample size is planned for."""
     weight = dict(zip(campaign.outcome_names, campaign.weights, strict=True))
     by_variant: dict[str, dict[str, float]] = {}
     for f in forecasts:

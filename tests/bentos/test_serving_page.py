@@ -17,6 +17,7 @@ from serving_world import world_env
 from websockets.sync.client import connect
 
 from bentos import serve
+from campaign import ROOT
 
 pytestmark = [
     pytest.mark.browser,
@@ -27,7 +28,9 @@ SHOTS = os.environ.get("TACTFUL_SCREENSHOTS")  # a folder to keep the pictures i
 
 @pytest.fixture(scope="module")
 def server(world):
-    with serve.serving(world / "page.log", world_env(world)) as url:
+    own = world / "kroner.toml"
+    own.write_text((ROOT / "campaign.toml").read_text().replace('currency = "EUR"', 'currency = "kr"'))
+    with serve.serving(world / "page.log", world_env(world, TACTFUL_CAMPAIGN=str(own))) as url:
         yield url
 
 
@@ -37,6 +40,13 @@ def user(world, server):
     users = [str(u) for u in np.load(world / "expected.npz")["users"][:50]]
     httpx.post(f"{server}/decide", json={"user_ids": users, "context": {"hour": 20}}, timeout=20).raise_for_status()
     return users[0]
+
+
+def test_page_prints_the_currency_of_the_campaign(server, user):
+    page = httpx.post(f"{server}/ops/", data={"user_id": user}).text
+    assert "Money in kr per user" in page
+    assert page.count(" kr") >= 4
+    assert "EUR" not in page
 
 
 class Page:

@@ -328,6 +328,7 @@ def test_explain_says_what_the_service_answers(server, world, expected):
         if told["interval"] is not None:  # the world's model may be older than intervals
             lower, upper = told["interval"]
             assert lower < told["score"] < upper
+        assert told["currency"] == "EUR"
         moved = told["score"] - told["baseline"]
         assert sum(f["contribution"] for f in told["features"]) == pytest.approx(moved, rel=0.01)
 

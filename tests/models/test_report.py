@@ -100,6 +100,15 @@ def test_report_says_first_what_to_do_and_what_it_gains(made):
     assert f": {overall['status']}; by segment:" in seen
 
 
+def test_report_prints_the_currency_of_the_campaign(made):
+    from plotly.offline import get_plotlyjs
+
+    page = report(CAMPAIGN.model_copy(update={"currency": "Kč"}), *world())[0].replace(get_plotlyjs(), "")
+    usual = made[0].replace(get_plotlyjs(), "")
+    assert "EUR" not in page
+    assert usual.count("EUR") == page.count("Kč") + page.count("K\\u010d") >= 12  # in figures as JSON has it
+
+
 def test_report_has_every_part_and_every_definition(made):
     html, choice, _ = made
     seen = text(html)

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime, time, timedelta
 
 import pytest
@@ -182,7 +183,12 @@ def test_decision_text_says_reasons_in_words():
     "code", ["data:rows", "realised_uplift:a/b,c/d", "inverted:a", "harmful:-0.010", "cooldown", "prediction_drift:x"]
 )
 def test_in_words_knows_every_code(code):
-    assert in_words(code)
+    assert in_words(code, "kr")
+
+
+def test_in_words_says_money_in_the_currency_of_the_campaign():
+    decision = replace(verdict(Statistics((OK,), drift())), reasons=("harmful:-0.010",), currency="kr")
+    assert decision.in_words() == ["the policy gains -0.010 kr per user over sending nothing: fall back at once"]
 
 
 def test_decision_json_says_the_verdict_in_words_and_pages_colour_it_alike():

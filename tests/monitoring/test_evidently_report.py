@@ -8,7 +8,7 @@ from datetime import timedelta
 import numpy as np
 import pandas as pd
 import pytest
-from monitored import MONDAY, make_frame, make_inputs
+from monitored import MONDAY, campaign, make_frame, make_inputs
 
 from monitoring.evidently_report import SAMPLE_ROWS, sample
 from monitoring.weekly import run_week
@@ -21,11 +21,14 @@ pytestmark = [
 ]
 
 
+KRONER = campaign().model_copy(update={"currency": "kr"})
+
+
 @pytest.fixture(scope="module")
 def out(tmp_path_factory, profile, quiet_week, matured):
     folder = tmp_path_factory.mktemp("monitoring")
     reference = make_frame(np.random.default_rng(40), 3_000, service=False).assign(n04=np.nan)
-    run_week(make_inputs(profile, quiet_week.head(5_000), matured, reference_sample=reference), folder)
+    run_week(make_inputs(profile, quiet_week.head(5_000), matured, reference_sample=reference, campaign=KRONER), folder)
     return folder
 
 
@@ -33,14 +36,21 @@ def test_report_is_self_contained_and_small(out):
     page = (out / "2026-W06" / "report.html").read_text()
     assert len(page) < 10e6
     assert re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=[\"']https?:", page) == []
-    assert "Weighted uplift by decile of the score" in page
+    assert "Weighted uplift by decile of the score, kr per user" in page
+
+
+def test_pages_print_the_currency_of_the_campaign(out):
+    for name in ("summary.html", "summary.md"):
+        page = (out / "2026-W06" / name).read_text()
+        assert "kr per user" in page
+        assert "EUR" not in page
 
 
 def test_workspace_holds_one_run_and_the_dashboard(out):
     (project,) = [p for p in (out / "workspace").iterdir() if (p / "metadata.json").exists()]
     assert len(list((project / "snapshots").iterdir())) == 1
     panels = json.loads((project / "dashboard.json").read_text())["panels"]
-    assert {p["title"] for p in panels} >= {"Realised uplift, EUR per user", "Share of users eligible"}
+    assert {p["title"] for p in panels} >= {"Realised uplift, kr per user", "Share of users eligible"}
 
 
 def test_workspace_rerun_replaces(out):
@@ -57,7 +67,7 @@ def test_workspace_rerun_replaces(out):
         def to_snapshot_model(self):
             return workspace.get_run(project.name, snapshot.stem)
 
-    inputs = make_inputs(None, None, None)
+    inputs = make_inputs(None, None, None, campaign=KRONER)
     update_workspace(out / "workspace", Run(), inputs.monday, inputs.campaign)
     assert list((project / "snapshots").iterdir()) == [snapshot]
     assert (project / "dashboard.json").read_text() == dashboard

@@ -215,7 +215,9 @@ def test_result_gains_count_every_decision_once():
 
 
 def test_page_is_self_contained_and_names_what_happened():
-    html = page(Result(Script(2, 1000, 1, "price", 2), weeks(), "somewhere"))
+    html = page(Result(Script(2, 1000, 1, "price", 2), weeks(), "somewhere", None, "kr"))
+    assert "True value, kr per user and window" in html
+    assert "EUR" not in html
     assert "Drift price begins in week 2" in html
     assert "plan" in html
     for outside in ("http://", "https://", "<script", "<link", "src="):
