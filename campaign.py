@@ -214,8 +214,12 @@ class Campaign(_Frozen):
     @model_validator(mode="after")
     def _check(self) -> Campaign:
         for kind, names in (("arm", self.arm_names), ("outcome", self.outcome_names)):
-            if len(set(names)) < len(names):
-                raise ValueError(f"{kind} names {list(names)} must be unique")
+            twice = next((k for k, name in enumerate(names) if name in names[:k]), None)
+            if twice is not None:
+                first = names.index(names[twice])
+                raise ValueError(
+                    f"{kind}[{twice}].name == {names[twice]!r}, as {kind}[{first}].name is; must be unique"
+                )
         if self.arm[0].cost != 0:
             raise ValueError(f"arm[0] ({self.arm[0].name!r}) is control: its cost == {self.arm[0].cost:g}, must be 0")
         if all(o.weight == 0 for o in self.outcome):
@@ -292,22 +296,38 @@ def validated(model: type[T], values: dict[str, Any], file: Path) -> T:
         # JSON mode: TOML arrays become tuples although the models are strict about scalars
         return model.model_validate_json(json.dumps(values, default=str))
     except ValidationError as error:
-        lines = [f"{file}: {_explain(model, dict(problem))}" for problem in error.errors()]
+        lines = [f"{file}: {line}" for line in _explained(model, [dict(problem) for problem in error.errors()])]
         raise CampaignError("\n".join(lines)) from None
+
+
+def _explained(model: type[BaseModel], problems: list[dict[str, Any]]) -> list[str]:
+    """A line for each problem; a key that is missing because it is misspelt is one problem, not two."""
+    meant = {
+        (*p["loc"][:-1], near) for p in problems if p["type"] == "extra_forbidden" if (near := _meant(model, p)[0])
+    }
+    return [_explain(model, p) for p in problems if not (p["type"] == "missing" and p["loc"] in meant)]
+
+
+def _meant(model: type[BaseModel], problem: dict[str, Any]) -> tuple[str, list[str]]:
+    """The known key that an unknown one is most like, empty where none is; and the known keys."""
+    known = _keys_at(model, problem["loc"][:-1])
+    return next(iter(difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)), ""), known
 
 
 def _explain(model: type[BaseModel], problem: dict[str, Any]) -> str:
     key = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
     if problem["type"] == "extra_forbidden":
-        known = _keys_at(model, problem["loc"][:-1])
-        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+        near, known = _meant(model, problem)
+        hint = f"did you mean {near!r}?" if near else f"known keys: {', '.join(sorted(known))}"
         return f"{key}: unknown key; {hint}"
     if problem["type"] == "missing":
         return f"{key}: missing; add it"
-    message = problem["msg"].removeprefix("Value error, ")
+    message, came = problem["msg"].removeprefix("Value error, "), problem["input"]
     where = f"{key}: " if key else ""
-    return f"{where}{message}" if "==" in message else f"{where}{message} (got {problem['input']!r})"
+    if "==" in message:
+        return f"{where}{message}"
+    got = "a table" if isinstance(came, dict) else "a list" if isinstance(came, list) else repr(came)
+    return f"{where}{message} (got {got})"
 
 
 def _keys_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:

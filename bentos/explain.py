@@ -123,7 +123,7 @@ def explain_user(
         _by_outcome(bundle.model, decided.uplift[0]) if predicted else None,
         datetime.fromtimestamp(at / 1e6, UTC).isoformat(timespec="minutes") if at else None,
         moved,
-        advice(REASONS[int(decided.reason[0])], now),
+        advice(user_id, REASONS[int(decided.reason[0])], now),
         campaign.currency,
     )
 

@@ -15,16 +15,18 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup, escape
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
+from bentos.advice import advice, unknown_id
 from bentos.decision_log import decided_on, read_decisions
 from bentos.explain import explain_logged, told
 from bentos.raw_log import SUFFIX
 from bentos.worker import Worker
-from campaign import DataError, ModelError, data_dir, now
+from campaign import DataError, ModelError, StoreError, data_dir, now
 from models.forward import NumpyModel
 from models.registry import model_path, read_pointer
 
@@ -34,6 +36,7 @@ TEMPLATES = Environment(
     loader=FileSystemLoader([HERE / "templates", HERE.parent / "models" / "templates"]), autoescape=True
 )
 TEMPLATES.filters["told"] = told
+TEMPLATES.filters["broken"] = lambda name: escape(name).replace("_", Markup("_<wbr>"))  # a name may break there
 HEADERS = {
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; "
     "frame-ancestors 'none'",
@@ -89,6 +92,7 @@ def page_facts(worker: Worker, user_id: str | None) -> dict[str, Any]:
         "today": decided_on(now().date(), worker.settings.log_dir, data_dir() / "decisions").most_common(),
         "user_id": user_id,
         "found": found,
+        "advice": _advice(user_id, found) if user_id else "",
         "moved": _or_error(lambda: _moved(worker, found)) if found and found["score"] is not None else {},
     }
 
@@ -132,6 +136,15 @@ def latest_decision(user_id: str) -> dict[str, Any] | None:
     row = max(rows, key=lambda row: row["decided_at"])
     parsed = {name: json.loads(row[name]) if row[name] else {} for name in ("features", "uplift", "salts")}
     return {**row, **parsed}
+
+
+def _advice(user_id: str, found: dict[str, Any] | None) -> str:
+    if found:
+        return advice(user_id, found["reason"], now())
+    try:
+        return unknown_id(user_id)
+    except StoreError:  # where the service runs there need be no snapshots
+        return ""
 
 
 def _moved(worker: Worker, found: dict[str, Any]) -> dict[str, Any]:

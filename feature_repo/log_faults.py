@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo.checks import faults
+from feature_repo.csv_lines import lines_of
 from feature_repo.log_map import Source
 from feature_repo.log_sql import NEWEST, OLDEST, OwnFile
 
@@ -44,11 +45,45 @@ def problems_of(con: duckdb.DuckDBPyConnection, own: OwnFile) -> tuple[list[str]
             entry = told.setdefault((c, rule), [0, part["row"][first].as_py(), example])
             entry[0] += len(at)
         bad_rows.append(part["row"].to_numpy()[bad])
-    lines = [_line(own, column, rule, rows, *entry) for (column, rule), entry in told.items()]
+    where = _where(own, {row for _, row, _ in told.values()})
+    lines = [
+        _line(own, column, rule, rows, count, where[row], example)
+        for (column, rule), (count, row, example) in told.items()
+    ]
     return lines, np.concatenate(bad_rows).tolist()
 
 
-def _line(own: OwnFile, column: str, rule: str, rows: int, count: int, row: int, example: Any) -> str:
+def skipped_times(con: duckdb.DuckDBPyConnection, own: OwnFile) -> list[str]:
+    """A line for each column with local times that the clocks of its zone jump over in spring: read as later ones."""
+    looked = {
+        name.removeprefix("skipped ") for name, *_ in con.execute("DESCRIBE ours").fetchall() if "skipped" in name
+    }
+    lines = []
+    for c in own.sources:
+        if c not in looked:
+            continue
+        count, row, zone, read = con.execute(
+            f"""SELECT count(*), min(row), current_setting('TimeZone'),
+                       min_by(strftime("{c}", '%Y-%m-%d %H:%M:%S'), row)
+            FROM ours WHERE "skipped {c}" """
+        ).fetchone() or (0, 0, "", "")
+        if count:
+            lines.append(
+                f"{own.path}: {own.name}.{c}: {count:,} times do not exist in {zone}, whose clocks jump over them: for "
+                f"example {_where(own, {row})[row]}, read as {read}; is `timezone` the right one?"
+            )
+    return lines
+
+
+def _where(own: OwnFile, rows: set[int]) -> dict[int, str]:
+    """Where rows are found in the file: by line in a CSV."""
+    if own.path.suffix == ".parquet":
+        return {row: f"row {row}" for row in rows}
+    lines = lines_of(own.path, own.table.delimiter, rows)
+    return {row: f"line {lines[row]}" if row in lines else f"row {row}" for row in rows}
+
+
+def _line(own: OwnFile, column: str, rule: str, rows: int, count: int, where: str, example: Any) -> str:
     kind, source = own.contract.columns[column].kind, own.sources.get(column)
     origin = f" (your {source.column!r})" if source and source.column not in (None, column) else ""
     advice = "mend the rows, or leave them out with `where`"
@@ -64,7 +99,7 @@ def _line(own: OwnFile, column: str, rule: str, rows: int, count: int, row: int,
         advice = "say which is which with `values`"
     shown = example.isoformat() if hasattr(example, "isoformat") else repr(example)
     return (
-        f"{own.path}: {own.name}.{column}{origin} {rule}: {count:,} of {rows:,} rows, for example row {row}: {shown}; "
+        f"{own.path}: {own.name}.{column}{origin} {rule}: {count:,} of {rows:,} rows, for example {where}: {shown}; "
         f"{advice}"
     )
 

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import gzip
-import io
 import json
 import re
 from dataclasses import dataclass
@@ -20,23 +18,28 @@ import pyarrow as pa
 
 from campaign import DataError
 from feature_repo.checks import Contract
+from feature_repo.csv_lines import first_fault, open_csv
 from feature_repo.duck import connect
-from feature_repo.log_faults import problems_of
+from feature_repo.log_faults import problems_of, skipped_times
 from feature_repo.log_map import Decisions, LogMap, Source, Table, contract_of, log_map_path
-from feature_repo.log_sql import OwnFile, made_of_others, text, value_and_unread
+from feature_repo.log_sql import OwnFile, made_of_others, skipped, text, value_and_unread
 
 MEMORY = "1GB"
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a file gave: rows that `where` let through, those that fit the contract, a line about each problem."""
+    """What a file gave: rows that `where` let through, those that fit the contract, a line about each problem.
+
+    `notes`: what is odd about rows that fit.
+    """
 
     table: str
     path: Path
     rows: int
     usable: int
     problems: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
 
 def read_own(path: Path, name: str, log_map: LogMap, arms: tuple[str, ...], folder: Path, stem: str) -> Reading:
@@ -59,14 +62,25 @@ def read_own(path: Path, name: str, log_map: LogMap, arms: tuple[str, ...], fold
             con.execute("SET TimeZone = " + text(table.timezone or log_map.timezone))
             own = OwnFile(path, name, table, contract, _sources(con, path, name, table, arms))
             rows, bad, problems = _convert(con, own)
+            notes = skipped_times(con, own)
             con.execute("SET TimeZone = 'UTC'")
             _write(con, table, contract, arms, folder, stem)
     except DataError as error:
         return Reading(name, path, 0, 0, tuple(str(error).splitlines()))
-    except (duckdb.Error, OSError, UnicodeDecodeError) as error:
-        reason = " ".join(line.strip() for line in str(error).splitlines()[:3])
-        return Reading(name, path, 0, 0, (f"{path}: cannot be read: {reason}; export it again, as UTF-8",))
-    return Reading(name, path, rows, rows - bad, tuple(problems))
+    except UnicodeDecodeError as error:
+        return Reading(name, path, 0, 0, (f"{path}: {error}; export it again, as UTF-8",))
+    except (duckdb.Error, OSError) as error:
+        return Reading(name, path, 0, 0, (f"{path}: cannot be read: {_why(error, path, table)}",))
+    return Reading(name, path, rows, rows - bad, tuple(problems), tuple(notes))
+
+
+def _why(error: Exception, path: Path, table: Table) -> str:
+    """What a person can mend, where the fault lies in a line of a CSV; else what DuckDB says first."""
+    try:
+        fault = None if path.suffix == ".parquet" else first_fault(path, table.delimiter)
+    except (OSError, UnicodeDecodeError) as other:
+        return f"{other}; export it again, as UTF-8"
+    return fault or " ".join(line.strip() for line in str(error).splitlines()[:3]) + "; export it again"
 
 
 def _sources(
@@ -107,8 +121,7 @@ def _sources(
 
 def _header(path: Path, table: Table) -> list[str]:
     """Column names of a CSV, as they are written."""
-    with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as binary:
-        stream = io.TextIOWrapper(binary, encoding="utf-8-sig", newline="")
+    with open_csv(path) as stream:
         names = next(csv.reader(stream, delimiter=table.delimiter), [])
     folded = [name.casefold() for name in names]
     twice = sorted({name for name in names if folded.count(name.casefold()) > 1})
@@ -135,7 +148,13 @@ def _convert(con: duckdb.DuckDBPyConnection, own: OwnFile) -> tuple[int, int, li
         c: value_and_unread(own.contract.columns[c], source, types.get(source.column or "", ""), own.table)
         for c, source in own.sources.items()
     }
+    jumped = {
+        c: sql
+        for c, source in own.sources.items()
+        if (sql := skipped(own.contract.columns[c], source, types.get(source.column or "", "")))
+    }
     inner = ", ".join(f'{value} AS "{c}", {bad} AS "bad {c}"' for c, (value, bad) in read.items())
+    inner += "".join(f', {sql} AS "skipped {c}"' for c, sql in jumped.items())
     outer = "".join(f', {value} AS "{c}"' for c, value in made.items())
     con.execute(
         f'CREATE TEMP TABLE ours AS SELECT *{outer} FROM (SELECT "tactful row" AS row, {inner} FROM theirs {where})'

@@ -97,6 +97,25 @@ def _time(source: Source, raw: str, found: str) -> str:
     return f"CASE WHEN {plausible} THEN make_timestamptz({us}) END"
 
 
+def skipped(column: Column, source: Source, found: str) -> str | None:
+    """SQL of whether a time without a zone of its own is one that the clocks of the connection's zone jump over.
+
+    None where no such time can be: numbers, and times that say their zone.
+    """
+    if column.kind != "timestamp" or source.column is None or source.unit is not None or "TIME ZONE" in found:
+        return None
+    raw = identifier(source.column)
+    if source.format is not None:
+        local = f"try_strptime(({raw})::VARCHAR, {text(source.format)})"
+        if "%z" in source.format.lower():
+            return None
+    elif found == "VARCHAR":  # a letter or a sign behind the minutes is a zone
+        local = f"CASE WHEN NOT regexp_matches({raw}, ':\\d\\d.*[A-Za-z+-]') THEN TRY_CAST({raw} AS TIMESTAMP) END"
+    else:
+        local = f"TRY_CAST({raw} AS TIMESTAMP)"
+    return f"coalesce(({local})::TIMESTAMPTZ::TIMESTAMP <> {local}, false)"
+
+
 def made_of_others(name: str, contract: Contract, given: set[str]) -> tuple[dict[str, str], list[str]]:
     """Columns that need no source, as SQL on the others; and those without any."""
     event = ", event" if name == "subscriptions" else ""

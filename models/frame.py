@@ -5,6 +5,7 @@ One row per user and window (the first decision), so that no two rows of a user 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from feature_repo.retrieval import FeatureSchema, feature_schema, historical_fea
 from models.outcomes import matured, measure_outcomes
 from models.propensities import given_history
 
+# reasons of `sieve` and of `tactful check` why a decision does not count
+CERTAIN, STRANGERS = "with a certain arm", "about users without a profile the day before"
 COLUMNS = [
     "decision_id",
     "user_id",
@@ -75,10 +78,10 @@ def countable(decisions: pd.DataFrame, campaign: Campaign, as_of: datetime) -> p
     """
     kept, dropped = sieve(decisions, campaign, as_of)
     if kept.empty:
-        counted = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        counted = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise DataError(
-            f"no usable decision of {len(decisions)} by {as_of}: {counted}; wait, or train with an earlier campaign "
-            "window (`tactful check` looks at the logs)"
+            f"no usable decision of {len(decisions)} by {as_of}: {counted}; {remedy(dropped)} (`tactful check` "
+            "looks at the logs)"
         )
     return kept
 
@@ -92,12 +95,27 @@ def sieve(decisions: pd.DataFrame, campaign: Campaign, as_of: datetime) -> tuple
     kept = fresh[closed]
     kept = kept[first_per_window(kept, campaign.assignment.window_days)].reset_index(drop=True)
     dropped = {
-        "with a certain arm": int((~usable).sum()),
+        CERTAIN: int((~usable).sum()),
         "with an arm that the user's history tells": int(usable.sum()) - len(fresh),
         f"not matured ({campaign.matures_after_days} days after the decision)": int((~closed).sum()),
         f"not the first of their user in {campaign.assignment.window_days} days": int(closed.sum()) - len(kept),
     }
     return kept, dropped
+
+
+def remedy(dropped: Mapping[str, int]) -> str:
+    """What would make more decisions count, from those that do not: what cost most is said."""
+    most = max(dropped, key=lambda reason: dropped[reason], default="")
+    if not dropped.get(most) or most.startswith("not matured"):
+        return "wait until more have matured, or bring more decisions"
+    if most == CERTAIN:
+        return (
+            "arms that were certain (propensity 0 or 1) teach nothing, however many there are: give the probability "
+            "with which each was drawn; where nothing was drawn, begin a random phase (docs/explanation/holdout.md)"
+        )
+    if most == STRANGERS:
+        return "bring the profiles of these users into the table users, with an event_timestamp before the decision"
+    return "bring more decisions, of more users"
 
 
 def first_per_window(decisions: pd.DataFrame, window_days: int) -> np.ndarray:

@@ -26,11 +26,12 @@ from feature_repo.log_map import LogMap, log_map_path
 from feature_repo.log_reader import Reading
 from feature_repo.own_logs import PREFIX, convert, folder_of, own_files, refuse_others
 from models.challenger import MIN_ROWS
-from models.frame import read_decisions, sieve
+from models.frame import STRANGERS, read_decisions, remedy, sieve
 from models.log_checks import check_log
 from models.outcomes import MEASURES, measure_outcomes
 from models.splits import split_of
 from monitoring.doctor import Finding
+from monitoring.log_users import strangers, twins
 
 Progress = Callable[[int, int], None]
 SHOWN = 5  # problems of one table; the rest is counted
@@ -127,7 +128,9 @@ def _findings(logs: Logs, data: Path, campaign: Campaign, log_map: LogMap, now: 
     if end is not None and (old := too_old(end, now)):
         yield Finding("age", "look", f"the logs end on {end - timedelta(days=1)}: {old.found}", old.fix)
     if end is not None and logs.files("users"):
-        yield _strangers(logs)
+        yield strangers({table: files for table in (*LOGS, "decisions") if (files := logs.files(table))})
+        if twin := twins(logs.files("users")):
+            yield twin
         if logs.files("decisions"):
             yield from _decisions(logs, campaign, end)
 
@@ -153,6 +156,9 @@ def _table(logs: Logs, table: str, campaign: Campaign, now: datetime) -> Finding
     if last > now + timedelta(minutes=1):
         ahead = f"the newest {column} is {last:%Y-%m-%d %H:%M} UTC, after now ({now:%Y-%m-%d %H:%M})"
         return Finding(table, "mend", said, f"{ahead}: is the time zone right?")
+    notes = [note for reading in readings for note in reading.notes]
+    if notes:
+        return Finding(table, "look", said, "\n".join(notes[:SHOWN]))
     return Finding(table, "ok", said)
 
 
@@ -177,34 +183,7 @@ def _span(files: list[str], column: str) -> tuple[datetime, datetime]:
     return datetime.fromtimestamp(first / 1e6, UTC), datetime.fromtimestamp(last / 1e6, UTC)
 
 
-# --------------------------------------------------------------------------------------------- users and decisions
-
-
-def _strangers(logs: Logs) -> Finding:
-    """Rows of users without a profile: no feature is made for them, so they count nowhere."""
-    parts, users = [], set()
-    with connect() as connection:
-        connection.execute(
-            "CREATE TABLE known AS SELECT DISTINCT user_id FROM read_parquet($f)", {"f": logs.files("users")}
-        )
-        (known,) = connection.execute("SELECT count(*) FROM known").fetchone() or (0,)
-        for table in (*LOGS, "decisions"):
-            if table == "users" or not logs.files(table):
-                continue
-            rows = connection.execute(
-                "SELECT user_id, count(*) FROM read_parquet($f, union_by_name = true) ANTI JOIN known USING (user_id) "
-                "GROUP BY user_id ORDER BY user_id",
-                {"f": logs.files(table)},
-            ).fetchall()
-            if rows:
-                parts.append(f"{sum(n for _, n in rows):,} rows of {table}")
-                users |= {user for user, _ in rows}
-    if not parts:
-        return Finding("profiles", "ok", f"{known:,} users; every row belongs to one")
-    said = f"{known:,} users; {', '.join(parts)} belong to {len(users):,} others, for example {min(users)!r}"
-    return Finding(
-        "profiles", "look", said, "they count nowhere: bring these users into the table users, if they are yours"
-    )
+# --------------------------------------------------------------------------------------------- decisions
 
 
 def _decisions(logs: Logs, campaign: Campaign, end: date) -> Iterator[Finding]:
@@ -217,7 +196,7 @@ def _decisions(logs: Logs, campaign: Campaign, end: date) -> Iterator[Finding]:
         yield Finding("decisions used", "mend", f"none of {len(log):,}", str(error))
         return
     known = _had_profile(logs, kept)
-    dropped["about users without a profile the day before"] = int((~known).sum())
+    dropped[STRANGERS] = int((~known).sum())
     kept = kept[known].reset_index(drop=True)
     yield _repeated(logs)
     yield _usable(log, kept, dropped, campaign, as_of)
@@ -277,7 +256,7 @@ def _usable(
     few = {split: short[split] for split in ("train", "select", "evaluate") if short[split] < MIN_ROWS}
     if few:
         told = ", ".join(f"{split} {count:,}" for split, count in few.items())
-        fix = f"each split needs {MIN_ROWS:,}: {told}; bring more decisions, or wait"
+        fix = f"each split needs {MIN_ROWS:,}: {told}; {remedy(dropped)}"
         return Finding("decisions used", "mend", said + (f"; {left}" if left else ""), fix)
     if counts.get(0, 0) == 0:
         fix = "without users who were drawn to get no message nothing can be compared; bring those decisions too"

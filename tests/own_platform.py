@@ -47,6 +47,14 @@ columns.decided_at = "at"
 columns.arm = {column = "cell", values = {0 = "none", 1 = "premium_offer"}}
 """
 
+# the least of a table users, and two rows of its CSV
+USERS = """[users]
+files = "u.csv"
+columns.country = {value = "DE"}
+columns.device = {value = "web"}
+"""
+ROWS = "user_id,plan,signup_at\n007,free,2026-07-01 10:00:00\n8,paid,2026-01-01 10:00:00\n"
+
 
 def read(folder: Path) -> pd.DataFrame:
     return pd.concat(map(pd.read_parquet, sorted(folder.glob("date=*/*.parquet"))), ignore_index=True)

@@ -54,6 +54,18 @@ def test_old_features_are_named_everywhere_with_the_way_out(world):
     assert [(f["verdict"], f["fix"]) for f in findings if f["part"] == "age"] == [("look", old["fix"])]
 
 
+def test_explain_shows_how_ids_are_written(world):
+    """Another form of a known id, an id like no other, and one that is right."""
+    for asked, said in (
+        (" U0000001", "no user ' U0000001', but 'u0000001' (apart by white space and other case): ask by the id as"),
+        ("17", f"the snapshot of {END} has no user '17'; its ids are written like 'u0"),
+        ("u0000001", ""),
+    ):
+        _, told = tactful(world, "explain", asked, "--json")
+        assert told["advice"].startswith(said)
+        assert bool(told["advice"]) == bool(said)
+
+
 def test_doctor_names_views_that_were_left_empty(world, tmp_path):
     """As `feast materialize-incremental` leaves them a week after the newest snapshot."""
     shutil.copytree(world / "repo", tmp_path / "repo")

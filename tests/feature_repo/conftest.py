@@ -6,8 +6,8 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Callable, Iterator
+from datetime import date, timedelta
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +15,11 @@ import pytest
 from feature_logs import START, make_logs, write_logs
 from feature_oracle import Oracle
 from feature_world import DAYS, LAST, ONLY_CORRECTIONS, OUTAGE, Repo, copy_repo
+from own_platform import export
 
 from feature_repo.contracts import ingest
+from feature_repo.log_map import load_log_map
+from feature_repo.own_logs import bring_logs
 from feature_repo.snapshots import build_snapshots
 
 THIRD_PARTIES = (
@@ -109,3 +112,25 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     finally:
         server.terminate()
         server.wait()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Exports of 400 users, a fifth held out, and the world they were made from; not to be changed."""
+    root = tmp_path_factory.mktemp("own")
+    return root, export(root, 400, 60, 5, date(2026, 11, 24), 0.2)
+
+
+@pytest.fixture
+def mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Write logs.toml and files beside it; returns a function that brings them."""
+    monkeypatch.setenv("TACTFUL_LOGS", str(tmp_path / "logs.toml"))
+
+    def write(toml: str, **files: str | bytes) -> int:
+        (tmp_path / "logs.toml").write_text(toml)
+        for name, content in files.items():
+            path = tmp_path / name.replace("_csv", ".csv")
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return bring_logs(tmp_path / "data", load_log_map(), ("none", "premium_offer"))
+
+    return write

@@ -2,28 +2,18 @@
 
 import gzip
 import os
-from datetime import UTC, date, datetime
 
 import numpy as np
 import pandas as pd
 import pytest
-from own_platform import export, number, read
+from own_platform import ROWS, USERS, number, read
 
-from campaign import CampaignError, DataError, load_campaign
+from campaign import CampaignError, DataError
 from feature_repo.contracts import DECISIONS, check_file, ingest
 from feature_repo.log_map import LogMap, load_log_map
-from feature_repo.own_logs import bring_logs, own_files
-from monitoring.log_check import check_logs
+from feature_repo.own_logs import bring_logs
 
 ARMS = ("none", "premium_offer")
-NOW = datetime(2026, 11, 24, 12, tzinfo=UTC)
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """Exports of 400 users, a fifth held out, and the world they were made from; not to be changed."""
-    root = tmp_path_factory.mktemp("own")
-    return root, export(root, 400, 60, 5, date(2026, 11, 24), 0.2)
 
 
 @pytest.fixture
@@ -31,29 +21,6 @@ def brought(exported, tmp_path, monkeypatch):
     monkeypatch.setenv("TACTFUL_LOGS", str(exported[0] / "logs.toml"))
     bring_logs(tmp_path, load_log_map(), ARMS)
     return tmp_path
-
-
-@pytest.fixture
-def mapped(tmp_path, monkeypatch):
-    """Write logs.toml and files beside it; returns a function that brings them."""
-    monkeypatch.setenv("TACTFUL_LOGS", str(tmp_path / "logs.toml"))
-
-    def write(toml, **files):
-        (tmp_path / "logs.toml").write_text(toml)
-        for name, content in files.items():
-            path = tmp_path / name.replace("_csv", ".csv")
-            path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return bring_logs(tmp_path / "data", load_log_map(), ARMS)
-
-    return write
-
-
-USERS = """[users]
-files = "u.csv"
-columns.country = {value = "DE"}
-columns.device = {value = "web"}
-"""
-ROWS = "user_id,plan,signup_at\n007,free,2026-07-01 10:00:00\n8,paid,2026-01-01 10:00:00\n"
 
 
 # ------------------------------------------------------------------------------------------------- what comes out
@@ -192,18 +159,24 @@ def test_load_log_map_named_but_absent(tmp_path, monkeypatch):
         (USERS, "user_id,plan,signup_at\n", "no rows"),
         (USERS, "user_id,plan\n1,a\n", "users.signup_at: nothing says where it comes from; name your column"),
         (USERS + "columns.plan = 'Plan'", ROWS, "no column 'Plan', which logs.toml names for users.plan; did you mean"),
-        (USERS, ROWS + "9,free\n", "cannot be read"),
+        (USERS, ROWS + "9,free\n", "line 4 has 2 fields, the first line names 3: '9,free'; a field that holds ','"),
+        (USERS, ROWS + "9,free,2026-07-01,x\n", "line 4 has 4 fields"),
+        (USERS, '"user_id",plan,signup_at\n1,"a\nb",2026-07-01\n\n9,free\n', "line 5 has 2 fields"),
+        (USERS, ROWS + '9,"free,2026-07-01\n', "line 4: a double quote is not closed, or text stands after"),
+        (USERS, ROWS + '9,"fr"ee",2026-07-01\n', "line 4: a double quote is not closed, or text stands after"),
+        (USERS, "user_id,plan,signup_at\n" + "1,a,2026-07-01\n" * 9000 + '2,"a,b\n', "line 9002: a double quote"),
+        (USERS, (ROWS + "8,paid,2026-01-01\n" * 9000).encode() + b"\xff,a,2026-07-01\n", "export it again, as UTF-8"),
         (USERS, ROWS.encode() + b"\xff\xfe,free,2026-07-01\n", "as UTF-8"),
         (
             USERS,
             ROWS + "9,free,2026-13-01\n",
-            "users.signup_at cannot be read as a time: 1 of 3 rows, for example row 3",
+            "users.signup_at cannot be read as a time: 1 of 3 rows, for example line 4",
         ),
         (USERS, ROWS + "9,free,1751328000\n", "'1751328000'"),
         (
             USERS,
             ROWS + "9,,2026-07-01\n",
-            "users.plan is empty: 1 of 3 rows, for example row 3: None; give a `default`",
+            "users.plan is empty: 1 of 3 rows, for example line 4: None; give a `default`",
         ),
         (USERS + "columns.signup_at = {column = 'signup_at', format = '%d.%m.%Y'}", ROWS, "format == '%d.%m.%Y'"),
         (USERS + "columns.signup_at = {column = 'signup_at', unit = 'ms'}", ROWS, "a number of ms since 1970"),
@@ -257,100 +230,3 @@ def test_bring_logs_refuses_to_mix_with_other_logs(exported, tmp_path, monkeypat
     other.touch()
     with pytest.raises(DataError, match=r"mine\.parquet did not come from"):
         bring_logs(tmp_path, load_log_map(), ARMS)
-
-
-# ------------------------------------------------------------------------------------------------- tactful check
-
-
-def verdicts(data, now=NOW):
-    return {f.part: f for f in check_logs(data, load_campaign(), load_log_map(), now)}
-
-
-def test_check_counts_what_is_usable_and_writes_nothing(exported, tmp_path, monkeypatch):
-    monkeypatch.setenv("TACTFUL_LOGS", str(exported[0] / "logs.toml"))
-    found = verdicts(tmp_path)
-    assert os.listdir(tmp_path) == []
-    assert len(own_files(load_log_map(), ARMS)) == 5
-    assert found["sessions"].verdict == "mend"
-    assert "outcome retention, listening needs it" in found["sessions"].found
-    pushes = read(exported[1] / "logs" / "messages").drop_duplicates("message_id")
-    assert found["messages"].found.startswith(f"{len(pushes):,} of {len(pushes):,} rows usable, 2 files")
-    assert found["decisions used"].verdict == "mend"  # 400 users are too few
-    assert "each split needs 500" in found["decisions used"].fix
-
-
-def test_check_keeps_good_rows_apart_and_shows_strangers_and_clocks(mapped, tmp_path):
-    events = "[messages]\nfiles = 'm.csv'\ncolumns.arm = {value = 'a'}\ncolumns.format = {value = 'b'}\n"
-    rows = "user_id,event_timestamp,action\n8,2026-07-02,none\n8,never,none\n55,2026-11-24 20:00:00,none\n"
-    with pytest.raises(DataError, match="cannot be read as a time: 1 of 3 rows, for example row 2: 'never'"):
-        mapped(USERS + events, u_csv=ROWS, m_csv=rows)
-    found = verdicts(tmp_path / "other")
-    assert found["messages"].found == "2 of 3 rows usable, 1 file"
-    assert "1 rows of messages belong to 1 others, for example '55'" in found["profiles"].found
-    mapped(USERS + events, m_csv=rows.replace("8,never,none\n", ""))
-    found = verdicts(tmp_path / "other")
-    assert "2026-11-24 20:00 UTC, after now (2026-11-24 12:00): is the time zone right?" in found["messages"].fix
-
-
-def test_check_reads_logs_of_our_own_form(exported, monkeypatch):
-    monkeypatch.delenv("TACTFUL_LOGS", raising=False)
-    found = verdicts(exported[1])
-    assert [part for part, f in found.items() if f.verdict == "mend"] == ["decisions used"]
-    log = read(exported[1] / "decisions")
-    assert f" of {len(log):,} by 2026-11-24" in found["decisions used"].found
-    kept = int(found["decisions used"].found.split()[0].replace(",", ""))
-    assert 0 < kept < len(log)
-
-
-def test_check_of_nothing_says_where_to_begin(tmp_path, monkeypatch):
-    monkeypatch.delenv("TACTFUL_LOGS", raising=False)
-    found = verdicts(tmp_path)
-    assert [f.verdict for f in found.values()] == ["ok", "mend"]
-    assert found["logs"].found == f"none under {tmp_path}, and logs.toml maps none"
-    assert "tactful simulate" in found["logs"].fix
-
-
-SENDS = """timezone = "Asia/Tokyo"
-[users]
-files = "u.csv"
-columns.country = {value = "JP"}
-columns.device = {value = "web"}
-columns.plan = {value = "free"}
-[subscriptions]
-files = "s.csv"
-delimiter = ";"
-columns.event = {value = "start"}
-[decisions]
-files = "d.csv"
-delimiter = ";"
-propensities = {none = 0.7, premium_offer = 0.3}
-columns.decided_at = {column = "day", format = "%Y年%m月%d日"}
-columns.arm = {column = "group", values = {0 = "none", 1 = "premium_offer"}}
-"""
-
-
-def test_check_names_an_arm_drawn_otherwise_a_torn_key_and_a_decimal_comma(mapped, tmp_path):
-    """Half of 600 got the message, not 30%; days in place of times make two decisions of one user the same."""
-    users = "user_id,signup_at\n" + "".join(f"{i:04d},2026-01-01\n" for i in range(600))
-    lines = [f"{i:04d};2026年08月{1 + i % 28:02d}日;{i % 2}" for i in range(600)] + ["0000;2026年08月01日;1"]
-    prices = "user_id;event_timestamp;price\n0001;2026-09-01 10:00;9,99\n0001;2026-11-01 10:00;9\n"
-    with pytest.raises(DataError, match=r'for example row 1: .9,99.; say decimal = "," of the table'):
-        mapped(SENDS, u_csv=users, d_csv="user_id;day;group\n" + "\n".join(lines) + "\n", s_csv=prices)
-    found = verdicts(tmp_path / "other")
-    assert found["decisions"].found == "601 of 601 rows usable, 1 file, 2026-07-31 to 2026-08-27"
-    assert found["decision keys"].verdict == "look"
-    assert found["decision keys"].found.startswith("1 of 601 rows have the key of another")
-    assert found["decision keys"].fix.startswith("1 decisions have two arms")
-    assert found["draw"].verdict == "mend"
-    assert "share of arm 0: " in found["draw"].found
-    assert "expected 0.7 " in found["draw"].found
-
-
-def test_check_asks_for_control_where_everybody_got_the_message(mapped, tmp_path):
-    users = "user_id,signup_at\n" + "".join(f"{i:04d},2026-01-01\n" for i in range(4000))
-    lines = "".join(f"{i:04d};2026年08月{1 + i % 28:02d}日;1\n" for i in range(4000))
-    prices = "user_id;event_timestamp;price\n0001;2026-11-01 10:00;9\n"
-    mapped(SENDS, u_csv=users, d_csv="user_id;day;group\n" + lines, s_csv=prices)
-    found = verdicts(tmp_path / "data")
-    assert found["decisions used"].verdict == "mend"
-    assert "drawn to get no message" in found["decisions used"].fix
