@@ -58,7 +58,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Promised and measured uplift of an arm, weighted, EUR per user (`monitoring.uplift_line`).
+    """Promised and measured uplift of an arm, weighted, money per user (`monitoring.uplift_line`).
 
     Attributes:
         arm: name; n: decisions.
@@ -138,7 +138,7 @@ def judge(
         against["champion"] = replace(against["champion"], power=float(power))
     guards = _guardrails(frame, scores, user, campaign)
     calibration = _calibration(frame, campaign)
-    verdict = _verdict(against, guards, calibration)
+    verdict = _verdict(against, guards, calibration, campaign.currency)
     if verdict.verdict == "keep" and not policies["challenger"].any():
         why = "it sends no messages: training certified no threshold; its report says why"
         return replace(verdict, reasons=(why, *verdict.reasons))
@@ -243,7 +243,7 @@ def _calibration(frame: pd.DataFrame, campaign: Campaign) -> tuple[Calibration, 
 
 
 def _verdict(
-    against: Mapping[str, Comparison], guards: Sequence[Comparison], calibration: tuple[Calibration, ...]
+    against: Mapping[str, Comparison], guards: Sequence[Comparison], calibration: tuple[Calibration, ...], currency: str
 ) -> GateVerdict:
     table = (*against.values(), *guards)
     rival = against.get("champion", against["send_none"])
@@ -272,8 +272,8 @@ def _verdict(
     verdict = "needs_a_person" if reasons else "promote"
     reasons = reasons or [f"better than {rival.name}: {_words(rival)}"]
     reasons += [
-        f"told only: uplift of arm {c.arm} is predicted as {c.predicted:+.3f} EUR per user on average, measured as "
-        f"{c.realised:+.3f}, standard error {c.se:.3f}"
+        f"told only: uplift of arm {c.arm} is predicted as {c.predicted:+.3f} {currency} per user on average, "
+        f"measured as {c.realised:+.3f}, standard error {c.se:.3f}"
         for c in calibration
         if c.level_off
     ]

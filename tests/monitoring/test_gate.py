@@ -177,13 +177,15 @@ def too_high(frame, euros):
 
 
 def test_judge_tells_a_wrong_level_and_promotes_all_the_same(frame):
-    verdict = judge(too_high(frame, 0.35), policies(frame), mu_hat(frame), SETUP)
+    campaign = SETUP.model_copy(update={"currency": "kr"})
+    verdict = judge(too_high(frame, 0.35), policies(frame), mu_hat(frame), campaign)
     assert verdict.verdict == "promote"
     (arm,) = verdict.calibration
     assert arm.level_off
     assert arm.ranks
     assert arm.predicted - arm.realised == pytest.approx(0.35, abs=4 * arm.se)
     assert "told only: uplift of arm premium_offer is predicted as +0." in verdict.reasons[1]
+    assert " kr per user on average, measured as +" in verdict.reasons[1]
     assert verdict.as_dict()["calibration"][0]["level_off"]
 
 
