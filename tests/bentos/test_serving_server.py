@@ -303,7 +303,7 @@ def test_server_ops_page_looks_a_user_up(server, expected):
     ask(server, [user])
     page = httpx.post(f"{server}/ops/", data={"user_id": user}).text
     assert "uplift" in page
-    assert "minutes_28d" in page
+    assert "minutes_<wbr>28d" in page
     assert "moved the score" in page
     assert "No decision" in httpx.post(f"{server}/ops/", data={"user_id": "<b>nobody</b>"}).text
     assert "<b>nobody" not in httpx.post(f"{server}/ops/", data={"user_id": "<b>nobody</b>"}).text

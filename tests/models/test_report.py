@@ -197,7 +197,7 @@ def test_own_cut_is_taken_whatever_the_guardrails_say_within_the_budget():
 
 def test_certainty_section_counts_users_on_either_side_and_within():
     score, best = np.array([0.5, 0.1, -0.1, -0.5, 0.25]), np.array([0, 0, 0, 0, 1])
-    section = certainty_section(score, best, half=np.array([0.3, 0.2]), n_train=12_345)
+    section = certainty_section(score, best, half=np.array([0.3, 0.2]), n_train=12_345, currency="EUR")
     assert [int(share) for share in re.findall(r"(\d+)%", section.tables[0])] == [40, 20, 40]
     assert "12,345 decisions were at hand" in section.note
 
