@@ -116,7 +116,8 @@ def _points(campaign: Campaign, values: pd.DataFrame, choice: Choice) -> list[st
     """The answer in a few sentences: gains, guardrails, and why this threshold."""
     told, money = [], campaign.currency
     if np.isfinite(choice.threshold):
-        for baseline, words in (("send_none", "nobody"), ("send_all", "everybody")):
+        everybody = "everybody" if len(campaign.arm) == 2 else "everybody, to each a random one of the messages"
+        for baseline, words in (("send_none", "nobody"), ("send_all", everybody)):
             gain = weighted_rows(values, baseline).set_index("policy").loc["uplift policy"]
             significant = gain["ci_lower"] > 0 or gain["ci_upper"] < 0
             told.append(

@@ -248,21 +248,21 @@ def _verdict(
     table = (*against.values(), *guards)
     rival = against.get("champion", against["send_none"])
     if rival.status != "better":
-        reasons = [f"not better than {rival.name}: {_words(rival)}"]
+        reasons = [f"not better than {rival.name}: {_words(rival, currency)}"]
         if rival.power == rival.power:  # NaN without a champion
             reasons.append(f"a challenger better by {WORTH:.0%} would have passed with probability {rival.power:.2f}")
         return GateVerdict("keep", tuple(reasons), table, calibration)
     reasons = []
     if against["send_none"].status != "better":
-        reasons.append(f"not better than sending nothing: {_words(against['send_none'])}")
+        reasons.append(f"not better than sending nothing: {_words(against['send_none'], currency)}")
     for name, comparison in against.items():
         if name not in ("champion", "send_none") and comparison.status == "worse":
-            reasons.append(f"worse than {name}: {_words(comparison)}")
+            reasons.append(f"worse than {name}: {_words(comparison, currency)}")
     # overall a guardrail must be certified; a segment is small, so there it must only not look violated
     for guard in guards:
         if guard.status != "better" if not guard.segment else guard.difference < guard.limit:
             where = guard.segment or "everybody"
-            reasons.append(f"guardrail {guard.outcome}, {where}: {_words(guard)}, limit {guard.limit:g}")
+            reasons.append(f"guardrail {guard.outcome}, {where}: {_words(guard, currency)}, limit {guard.limit:g}")
     reasons += [
         f"calibration: the score does not rank users, for arm {c.arm} (slope {c.slope:.2f}, standard error "
         f"{c.slope_se:.2f})"
@@ -270,7 +270,7 @@ def _verdict(
         if not c.ranks
     ]
     verdict = "needs_a_person" if reasons else "promote"
-    reasons = reasons or [f"better than {rival.name}: {_words(rival)}"]
+    reasons = reasons or [f"better than {rival.name}: {_words(rival, currency)}"]
     reasons += [
         f"told only: uplift of arm {c.arm} is predicted as {c.predicted:+.3f} {currency} per user on average, "
         f"measured as {c.realised:+.3f}, standard error {c.se:.3f}"
@@ -280,5 +280,6 @@ def _verdict(
     return GateVerdict(verdict, tuple(reasons), table, calibration)
 
 
-def _words(c: Comparison) -> str:
-    return f"{c.difference:+.4f} per user, standard error {c.se:.4f}, lower bound {c.lower:+.4f}"
+def _words(c: Comparison, currency: str) -> str:
+    unit = f"{currency} " if c.outcome == "weighted" else ""
+    return f"{c.difference:+.4f} {unit}per user, standard error {c.se:.4f}, lower bound {c.lower:+.4f}"

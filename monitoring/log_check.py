@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,6 +35,7 @@ from monitoring.doctor import Finding
 from monitoring.log_users import strangers, twins
 
 Progress = Callable[[int, int], None]
+SILENCE = 5  # times the usual number of days between two with rows
 SHOWN = 5  # problems of one table; the rest is counted
 
 
@@ -127,12 +129,34 @@ def _findings(logs: Logs, data: Path, campaign: Campaign, log_map: LogMap, now: 
     end = logs.end()
     if end is not None and (old := too_old(end, now)):
         yield Finding("age", "look", f"the logs end on {end - timedelta(days=1)}: {old.found}", old.fix)
+    if end is not None:
+        yield from _silences(logs, campaign, end)
     if end is not None and logs.files("users"):
         yield strangers({table: files for table in (*LOGS, "decisions") if (files := logs.files(table))})
         if twin := twins(logs.files("users")):
             yield twin
         if logs.files("decisions"):
             yield from _decisions(logs, campaign, end)
+
+
+def _silences(logs: Logs, campaign: Campaign, end: date) -> Iterator[Finding]:
+    """Tables with far longer without a row than they usually have: to features and outcomes nothing happened then."""
+    for table in LOGS:
+        days = sorted({arrival(path.parent) for path in log_files(folder_of(logs.folder, table))})
+        if table == "users" or not days:
+            continue
+        usual = (days[-1] - days[0]).days / max(len(days) - 1, 1)
+        silent, day = max((later - day, day) for day, later in pairwise([*days, end]))
+        if silent.days - 1 > SILENCE * max(usual, 1):
+            outcomes = [o.name for o in campaign.outcome if MEASURES[o.measure].table == table]
+            read = f"outcome {', '.join(outcomes)} and features made of it" if outcomes else "features made of it"
+            first, last = day + timedelta(days=1), day + silent - timedelta(days=1)
+            yield Finding(
+                f"days of {table}",
+                "look",
+                f"no row arrives from {first} to {last}: {read} take that for nothing happening",
+                "bring these days; if nothing did happen, all is well",
+            )
 
 
 # --------------------------------------------------------------------------------------------- tables

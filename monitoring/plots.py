@@ -28,11 +28,13 @@ def decile_plot(deciles: Sequence[Mapping[str, Any]], unit: str) -> str:
     arms = list(dict.fromkeys(d["arm"] for d in deciles))
     for i, arm in enumerate(arms):
         rows = [d for d in deciles if d["arm"] == arm]
-        move = 5 * (i - (len(arms) - 1) / 2)
-        parts.append(_path([(x(d["decile"]), y(d["predicted"])) for d in rows], BLUE))
+        move, colour = 5 * (i - (len(arms) - 1) / 2), ARM_COLOURS[i % len(ARM_COLOURS)]
+        parts.append(_path([(x(d["decile"]), y(d["predicted"])) for d in rows], colour if len(arms) > 1 else BLUE))
+        if len(arms) > 1:
+            parts.append(_text(LEFT + 10 + (WIDTH - LEFT - RIGHT) / len(arms) * i, TOP + 8, arm, "start", colour))
         for d in rows:
             ends = y(d["realised"] - 1.96 * d["se"]), y(d["realised"] + 1.96 * d["se"])
-            parts += _whisker(x(d["decile"]) + move, ends, y(d["realised"]), ARM_COLOURS[i % len(ARM_COLOURS)])
+            parts += _whisker(x(d["decile"]) + move, ends, y(d["realised"]), colour)
     parts.append(_text(WIDTH / 2, HEIGHT - 4, "decile of predicted uplift (10 = highest)"))
     return _svg(parts, f"Promised and realised uplift by decile, {unit}")
 
@@ -162,8 +164,9 @@ def _rule(x1: float, y1: float, x2: float, y2: float, dashes: str) -> str:
     return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" stroke="currentColor" stroke-opacity="0.5"{style}/>'
 
 
-def _text(x: float, y: float, text: str, anchor: str = "middle") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def _text(x: float, y: float, text: str, anchor: str = "middle", colour: str = "") -> str:
+    fill = f' fill="{colour}"' if colour else ""
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{fill}>{escape(text)}</text>'
 
 
 def _svg(parts: Sequence[str], title: str) -> str:

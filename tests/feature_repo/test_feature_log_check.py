@@ -1,6 +1,7 @@
 """`tactful check`: what is missing or wrong in logs, said before anything runs."""
 
 import os
+import shutil
 from datetime import UTC, datetime
 
 import pandas as pd
@@ -54,6 +55,25 @@ def test_check_reads_logs_of_our_own_form(exported, monkeypatch):
     assert f" of {len(log):,} by 2026-11-24" in found["decisions used"].found
     kept = int(found["decisions used"].found.split()[0].replace(",", ""))
     assert 0 < kept < len(log)
+
+
+@pytest.mark.parametrize(("first", "last"), [("2026-11-01", "2026-11-23"), ("2026-10-05", "2026-10-20")])
+def test_check_names_days_that_a_table_lacks(first, last, exported, tmp_path, monkeypatch):
+    monkeypatch.delenv("TACTFUL_LOGS", raising=False)
+    assert not [part for part in verdicts(exported[1]) if part.startswith("days of")]
+    shutil.copytree(exported[1], tmp_path / "data")
+    gone = [
+        day
+        for day in (tmp_path / "data" / "logs" / "sessions").glob("date=*")
+        if first <= day.name.removeprefix("date=") <= last
+    ]
+    assert gone
+    for day in gone:
+        shutil.rmtree(day)
+    found = verdicts(tmp_path / "data")
+    assert found["sessions"].verdict == "ok"
+    assert found["days of sessions"].verdict == "look"
+    assert f"no row arrives from {first} to {last}: outcome" in found["days of sessions"].found
 
 
 def test_check_of_nothing_says_where_to_begin(tmp_path, monkeypatch):

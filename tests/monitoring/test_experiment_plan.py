@@ -102,7 +102,7 @@ BAD = [
         '"subscription"',
         r"covariate == 'subscription', which is also metric",
     ),
-    ("[[metric]]", "[[metrics]]", r"metric: missing"),
+    ("[[metric]]", "[[metrics]]", r"metrics: unknown key; did you mean 'metric'"),
     ("looks = 5", "looks = 5 5", r"not valid TOML"),
 ]
 
