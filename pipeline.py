@@ -623,7 +623,7 @@ def _print_result(tag: str) -> None:
         table.add_row(row["policy"], known[0], f"{row['value']:.3f}", interval, known[1])
     out.print(table)
     out.print(f"model report:   {folder / 'report.html'}", soft_wrap=True)
-    for week in sorted((data_dir() / "monitoring").glob("*-W*"))[-1:]:
+    for week in sorted((data_dir() / "monitoring").glob("[0-9]*-W*"))[-1:]:
         out.print(f"weekly reports: {week}", soft_wrap=True)
 
 

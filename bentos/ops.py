@@ -118,7 +118,7 @@ def _model_facts(tag: str) -> dict[str, Any]:
 
 
 def _last_week() -> dict[str, Any]:
-    files = sorted((data_dir() / "monitoring").glob("*-W*/decision.json"))
+    files = sorted((data_dir() / "monitoring").glob("[0-9]*-W*/decision.json"))
     return dict(json.loads(files[-1].read_text(encoding="utf-8"))) if files else {}
 
 

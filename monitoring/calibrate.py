@@ -130,7 +130,7 @@ def read_stats(out_dir: Path, weeks: Sequence[str] = ()) -> dict[str, dict[str, 
 
     Raises: DataError: a named week has none.
     """
-    files = {file.parent.name: file for file in sorted(out_dir.glob("*-W*/stats.json"))}
+    files = {file.parent.name: file for file in sorted(out_dir.glob("[0-9]*-W*/stats.json"))}
     absent = [week for week in weeks if week not in files]
     if absent:
         there = ", ".join(files) or "none"

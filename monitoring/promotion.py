@@ -166,7 +166,7 @@ def _silent(tag: str, reason: str) -> str:
 
 def last_decision(monitoring_dir: Path) -> dict[str, Any]:
     """The newest week's decision.json (DataError: there is none)."""
-    files = sorted(monitoring_dir.glob("*-W*/decision.json"))
+    files = sorted(monitoring_dir.glob("[0-9]*-W*/decision.json"))
     if not files:
         raise DataError(f"{monitoring_dir}: no weekly decision yet; run `tactful monitor`")
     found: dict[str, Any] = json.loads(files[-1].read_text(encoding="utf-8"))

@@ -57,7 +57,7 @@ def _materialized() -> str | None:
 
 
 def _last_week(folder: Path) -> dict[str, Any] | None:
-    files = sorted(folder.glob("*-W*/decision.json"))
+    files = sorted(folder.glob("[0-9]*-W*/decision.json"))
     if not files:
         return None
     decision = json.loads(files[-1].read_text(encoding="utf-8"))

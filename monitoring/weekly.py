@@ -195,7 +195,7 @@ def read_history(out_dir: Path, before: date) -> list[dict[str, Any]]:
     Raises: DataError: a file is not a decision of schema 1.
     """
     history = []
-    for file in sorted(out_dir.glob("*-W*/decision.json")):
+    for file in sorted(out_dir.glob("[0-9]*-W*/decision.json")):
         decision = json.loads(file.read_text(encoding="utf-8"))
         if decision.get("schema") != 1:
             raise DataError(

@@ -258,7 +258,7 @@ def _forget_unfinished(folder: Path, script: Script, week: int) -> None:
     for path in (data / "decisions").glob("date=*"):
         if path.name >= f"date={monday}":
             shutil.rmtree(path)
-    for path in (data / "monitoring").glob("*-W*"):
+    for path in (data / "monitoring").glob("[0-9]*-W*"):
         if path.name >= f"{monday:%G-W%V}":
             shutil.rmtree(path)
     # the logs are written again, the same: no snapshot is stale for that

@@ -1,6 +1,6 @@
 import json
 import re
-from datetime import timedelta
+from datetime import date, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +96,13 @@ def test_expected_rows_is_the_median_of_the_last_whole_weeks(profile):
     broken = {"monday": "2026-01-09", "action": "stop", "data": {"n": 10_000}}
     assert expected_rows([*history, broken], profile) == 2.5
     assert expected_rows([broken], profile) == profile["rows_per_week"]
+
+
+def test_read_history_knows_no_week_of_a_killed_run(tmp_path):
+    for name in ("2026-W40", ".2026-W40.deadbeef.tmp", ".2026-W40.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "decision.json").write_text('{"schema": 1, "monday": "2026-09-28"}')
+    assert read_history(tmp_path, date(2026, 10, 26)) == [{"schema": 1, "monday": "2026-09-28"}]
 
 
 def test_read_history_other_schema(tmp_path):
