@@ -414,7 +414,8 @@ INTRO = """## Growth and memory
 of `benchmarks/growth.csv`. One thread a step, two shared cores: CPU seconds (median of the runs), since wall time here
 is mostly the neighbours'. Exponent: slope of log CPU on log users over all runs. What costs the same at any size
 presses it below 1, so the slope between the two largest sizes stands beside it. Peak: of the step's whole process, with
-Python and its libraries."""
+Python and its libraries. The 90 snapshots that the frame reads are one generated snapshot with 90 dates; what has no
+interval worth the name, or a wide one, was run once a size."""
 
 
 Costs = dict[str, dict[int, list[dict[str, float]]]]  # by step and users
