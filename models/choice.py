@@ -230,34 +230,20 @@ def _certified(
     alpha: float,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Candidates of every score with their status, and the constraints tested; each score spends its part of alpha."""
-    part = alpha / len(matrices)
-    sequences = [
-        _certify(name, matrix[effects.part.rows], effects, guardrails, segments, shares, max_message_share, part)
-        for name, matrix in matrices.items()
-    ]
-    candidates, tables = ([sequence[k] for sequence in sequences] for k in (0, 1))
+    part, wald = alpha / len(matrices), {o.name for o in effects.outcomes if o.kind == "continuous"}
+    candidates, tables = [], []
+    for name, matrix in matrices.items():
+        score = matrix[effects.part.rows]
+        best_score = score.max(axis=1)
+        thresholds = candidate_thresholds(best_score, shares, max_message_share)
+        policies = {str(i): Threshold(score, cut) for i, cut in enumerate(thresholds)}
+        # a two-sided interval at twice the level ends at the one-sided bound
+        table = effects.of(policies, segments, 2 * part, "send_none")
+        sequence, tested = run_sequence(name, best_score, thresholds, table, guardrails, part, wald)
+        candidates.append(sequence)
+        tables.append(tested)
     constraints = pd.concat([table for table in tables if len(table)] or tables[:1], ignore_index=True)
     return pd.concat(candidates, ignore_index=True), constraints
-
-
-def _certify(
-    name: str,
-    score: np.ndarray,
-    effects: _Effects,
-    guardrails: Sequence[Guardrail],
-    segments: Sequence[str],
-    shares: Sequence[float],
-    max_message_share: float,
-    alpha: float,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Candidates of one score, tested in order, and their constraints."""
-    best_score = score.max(axis=1)
-    thresholds = candidate_thresholds(best_score, shares, max_message_share)
-    policies = {str(i): Threshold(score, cut) for i, cut in enumerate(thresholds)}
-    # a two-sided interval at twice the level ends at the one-sided bound
-    table = effects.of(policies, segments, 2 * alpha, "send_none")
-    wald = {o.name for o in effects.outcomes if o.kind == "continuous"}
-    return run_sequence(name, best_score, thresholds, table, guardrails, alpha, wald)
 
 
 def _chosen(
