@@ -12,7 +12,7 @@ import hashlib
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
@@ -147,33 +147,47 @@ def join(
         if not group:
             groups.append(group)
         group.append(view)
-    joined, fetched = entities, []
+    joined, fetched, numbers = entities, [], {}
     for number, group in enumerate(groups):
         prefix, view = f"__{number}_", group[0]
         columns = sorted({column for view in group for column in view.columns})
         rows = _known(engine.read(view.source), view, columns, created_filter, prefix)
-        rows = _within(rows, span, [view.ttl for view in group], prefix)
+        rows = _within(rows, span, _longest(group), prefix)
         keys = {entity: prefix + key for key, entity in view.keys.items()}
         if prefix + ROW in rows.columns:
             fetched.append((prefix + ROW, rows.select(prefix + ROW, *(prefix + column for column in columns))))
             rows = rows.drop(*(prefix + column for column in columns))
+            numbers[prefix] = _longest(group)
         joined = engine.newest(joined, _ever_newest(rows, list(keys.values()), prefix), keys, when, f"{prefix}known")
-    if fetched:
-        joined = joined.select(*joined.columns)  # first all joins of keys, then the features
+    if fetched:  # first all joins of keys, then the features of the rows that are good for one view at least
+        joined = joined.mutate(
+            **{p + ROW: _while_good(joined[p + ROW], joined, when, p, ttl) for p, ttl in numbers.items()}
+        )
     for row, features in fetched:
         joined = joined.left_join(features, [(row, row)], rname="{name}_again")
     prefix_of = {id(view): f"__{number}_" for number, group in enumerate(groups) for view in group}
-    features = [value for view in views for value in _values(joined, when, view, prefix_of[id(view)])]
+    features = []
+    for view in views:
+        prefix = prefix_of[id(view)]
+        ttl = None if numbers.get(prefix) == view.ttl else view.ttl
+        for column, name in view.columns.items():
+            features.append(_while_good(joined[prefix + column], joined, when, prefix, ttl).name(name))
     return joined.select([joined[name] for name in entities.columns] + features)
 
 
-def _values(joined: Table, when: str, view: Asked, prefix: str) -> Iterator[Value]:
-    """The columns of one view: null where the newest row has expired, for then so have all before it."""
-    for column, name in view.columns.items():
-        value = joined[prefix + column]
-        if view.ttl:
-            value = ibis.ifelse(joined[f"{prefix}ts"] + ibis.literal(view.ttl) >= joined[when], value, None)
-        yield value.name(name)
+def _longest(group: list[Asked]) -> timedelta | None:
+    ttls = [view.ttl for view in group if view.ttl]
+    return max(ttls) if len(ttls) == len(group) else None
+
+
+def _while_good(value: Value, joined: Table, when: str, prefix: str, ttl: timedelta | None) -> Value:
+    """Null where the newest row has expired, for then so have all before it."""
+    return ibis.ifelse(joined[f"{prefix}ts"] + _fixed(ttl) >= joined[when], value, None) if ttl else value
+
+
+def _fixed(ttl: timedelta) -> Value:
+    """A span of microseconds: of days, DuckDB asks a calendar row by row, and Ibis takes no days with hours."""
+    return ibis.interval(microseconds=ttl // timedelta(microseconds=1))
 
 
 def _asof(entities: Table, history: Table, keys: dict[str, str], when: str, known: str) -> Table:
@@ -199,14 +213,13 @@ def _known(table: Table, view: Asked, columns: list[str], created_filter: bool, 
     return table.drop_null([f"{prefix}ts", *([f"{prefix}created"] if created_filter else [])], how="any")
 
 
-def _within(rows: Table, span: Span | None, ttls: list[timedelta | None], prefix: str) -> Table:
+def _within(rows: Table, span: Span | None, longest: timedelta | None, prefix: str) -> Table:
     """Rows that are good at some time of the span: a row that has expired hides nothing but others that have."""
     if span is None:
         return rows
     ts = rows[f"{prefix}ts"]
     rows = rows.filter(ts <= ibis.literal(span[1]))
-    longest = [ttl for ttl in ttls if ttl]
-    return rows.filter(ts >= ibis.literal(span[0] - max(longest))) if len(longest) == len(ttls) else rows
+    return rows.filter(ts >= ibis.literal(span[0] - longest)) if longest else rows
 
 
 def _ever_newest(rows: Table, keys: list[str], prefix: str) -> Table:
