@@ -4,7 +4,9 @@ Each check is a `Check` with what was found, what is allowed, and whether it hol
 (`week_sums`). The columns are checked first; only a table with the right columns is measured further.
 
 What is *not* broken data: new categories and shifted values (monitoring.drift judges them), unless an old category
-vanished at the same time (a renamed value), numbers left the range they ever had, or turned into zeros overnight.
+vanished at the same time (a renamed value), numbers left the range they ever had, or turned overnight into zeros, or
+into one value. A change of unit is told from drift only where it piles rows up beyond the reference: minutes written as
+hours do where the column's logarithm has an sd below about 1.6; a factor of 2 never does, and asks for a retraining.
 
 The holdout is persistent, and messages change users: after some weeks it has fewer subscribers and other histories than
 the rest. So sample ratios are held to a tolerance as well as to a p value, and arms are compared with propensities
@@ -21,12 +23,16 @@ import numpy as np
 from scipy.stats import chi2, norm
 
 from campaign import Campaign
-from monitoring.profile import Counts, Profile, reference_counts
+from monitoring.profile import ColumnCounts, Counts, Profile, reference_counts
 from monitoring.week_sums import LAYERS, Shares, WeekSums
 
 FAR_SHARE = 0.01  # of rows further out than the reference range is wide
 ZEROS_RISE = 0.15  # of rows that were not 0 and are now
+STUCK = 0.30  # of the rows elsewhere that turned to one bin of a number; a bell curve that moves by 2.6 sds has this
+ONE_CATEGORY = 0.50  # the same of a category: a flood of users of one country is no broken data
 VANISHED, RENAMED = 0.1, 0.05  # an old category at a tenth of its share while new ones hold this much
+NO_VALUE = ("", "nan", "none", "null", "n/a", "undefined")  # written for a missing value; not NA, which is Namibia
+REQUEST = ("hour_sin", "hour_cos", "is_evening", "surface_seen")  # whoever asks chooses when and where: any value goes
 LAYER_TOLERANCE, SEGMENT_TOLERANCE = 0.05, 0.25  # relative departure of a layer's share
 PROPENSITY_TOLERANCE = 0.05  # departure of an arm's share from its mean propensity
 MIN_GROUP = 200  # decisions below which arms are not compared with propensities
@@ -99,20 +105,22 @@ def check_week(
 
 
 def _columns(profile: Profile, counts: Counts, campaign: Campaign) -> list[Check]:
-    """Missing values, ranges, zeros and renamed categories of every feature."""
+    """Missing values, ranges, zeros, single values and renamed categories of every feature."""
     reference, n = reference_counts(profile), max(counts.n, 1)
     worst: dict[str, tuple[float, str]] = {}
     for name, column in profile["columns"].items():
         ref, now = reference.columns[name], counts.columns[name]
         missing, missing_ref = now.missing / n, ref.missing / reference.n
-        found = {
-            "missing": missing - missing_ref,
-            "range": now.far / n,
-            "zeros": now.zeros / max(now.present, 1) - ref.zeros / max(ref.present, 1),
-            "renamed": _renamed(ref.bins, now.bins) if column["kind"] == "string" else 0.0,
-        }
+        found = {"missing": missing - missing_ref, "range": now.far / n}
+        if name not in REQUEST:
+            found["zeros"] = now.zeros / max(now.present, 1) - ref.zeros / max(ref.present, 1)
+            if column["role"] == "feature":
+                kind = "one_category" if column["kind"] == "string" else "stuck"
+                found[kind] = _turned(_cells(column, ref), _cells(column, now))
         if column["role"] == "ignored":  # moves by itself; broken only when it is gone
             found = {"missing": missing - missing_ref if missing > 0.99 else 0.0}
+        if isinstance(ref.bins, Mapping) and isinstance(now.bins, Mapping):
+            found["renamed"] = _renamed(ref.bins, now.bins, any_news=column["role"] != "ignored")
         for kind, value in found.items():
             if value > worst.get(kind, (-1.0, ""))[0]:
                 worst[kind] = (float(value), name)
@@ -120,7 +128,9 @@ def _columns(profile: Profile, counts: Counts, campaign: Campaign) -> list[Check
         "missing": (campaign.monitoring.missing_delta, "share of rows without a value rose by {:.3f}"),
         "range": (FAR_SHARE, "{:.3f} of the rows are far outside the reference range"),
         "zeros": (ZEROS_RISE, "share of zeros rose by {:.3f}"),
-        "renamed": (RENAMED, "{:.3f} of the rows have new categories while an old one vanished"),
+        "stuck": (STUCK, "{:.3f} of the rows turned to one value, or to values next to it"),
+        "one_category": (ONE_CATEGORY, "{:.3f} of the rows turned to one category"),
+        "renamed": (RENAMED, "{:.3f} of the rows have a renamed category, or words for a missing one"),
     }
     return [
         Check(kind, worst[kind][0] <= limit, worst[kind][0], limit, f"{worst[kind][1]}: {text.format(worst[kind][0])}")
@@ -129,15 +139,42 @@ def _columns(profile: Profile, counts: Counts, campaign: Campaign) -> list[Check
     ]
 
 
-def _renamed(ref: Any, now: Any) -> float:
-    """Share of new categories, where a category that was common has (almost) vanished; else 0."""
+def _cells(column: Mapping[str, Any], counts: ColumnCounts) -> dict[Any, int]:
+    """Rows of each category; or of each bin of a number without its zeros, which have a check of their own."""
+    if isinstance(counts.bins, Mapping):
+        return dict(counts.bins)
+    rows = np.array(counts.bins)
+    rows[np.searchsorted(column["edges"], 0.0)] -= counts.zeros
+    return dict(enumerate(rows.tolist())) | {"zero": counts.zeros}
+
+
+def _turned(ref: Mapping[Any, int], now: Mapping[Any, int]) -> float:
+    """Largest share of the rows elsewhere that must have turned to one cell, zero left out.
+
+    0 where a cell's share rose by less than ZEROS_RISE, or the week has too few values: a small rise of what nearly
+    everybody has is no news.
+    """
+    n_ref, n_now = sum(ref.values()), sum(now.values())
+    if not n_ref or n_now < MIN_GROUP:
+        return 0.0
+    shares = [(ref.get(cell, 0) / n_ref, rows / n_now) for cell, rows in now.items() if cell != "zero"]
+    return max(((new - old) / (1 - old) for old, new in shares if new - old >= ZEROS_RISE), default=0.0)
+
+
+def _renamed(ref: Mapping[str, int], now: Mapping[str, int], *, any_news: bool) -> float:
+    """Share of new categories that are no news: words for no value, or an old category but for case and blanks.
+
+    Where a category that was common has (almost) vanished, every new one is its new name, if `any_news`.
+    """
     n_ref, n_now = sum(ref.values()), sum(now.values())
     if not n_ref or not n_now:
         return 0.0
-    gone = any(
+    gone = any_news and any(
         rows / n_ref >= RENAMED and now.get(name, 0) / n_now < VANISHED * rows / n_ref for name, rows in ref.items()
     )
-    return sum(rows for name, rows in now.items() if name not in ref) / n_now if gone else 0.0
+    known = {*NO_VALUE, *(name.strip().lower() for name in ref)}
+    new = {name: rows for name, rows in now.items() if name not in ref}
+    return sum(rows for name, rows in new.items() if gone or name.strip().lower() in known) / n_now
 
 
 def _ages(sums: WeekSums, campaign: Campaign) -> list[Check]:

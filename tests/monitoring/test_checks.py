@@ -8,7 +8,8 @@ import pytest
 from monitored import FEATURES, Truth, campaign, make_frame, make_profile
 from scipy.stats import chisquare, kstest, norm
 
-from monitoring.checks import check_schema, check_week
+from monitoring.checks import _cells, _turned, check_schema, check_week
+from monitoring.profile import _edges, count_column
 from monitoring.week_sums import sum_week
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pandera.*")
@@ -64,6 +65,28 @@ BROKEN = {
     "infinite": (lambda f: to(f, 0.02, "n01", np.inf), "range", "n01: .* far outside"),
     "turned to zero": (lambda f: to(f, 0.8, "l03", 0.0), "zeros", "l03: share of zeros rose by 0."),
     "renamed": (lambda f: f.assign(device=f["device"].replace("ios", "iOS")), "renamed", "device: 0.3"),
+    "stuck at the median": (lambda f: f.assign(l03=f["l03"].median()), "stuck", "l03: 1.000 of the rows turned to one"),
+    "most rows at the median": (lambda f: to(f, 0.5, "n07", f["n07"].median()), "stuck", "n07: 0.5"),
+    "minutes as hours": (lambda f: f.assign(l03=f["l03"] / 60), "stuck", "l03: 0.8"),
+    "hours as minutes": (lambda f: f.assign(l03=f["l03"] * 20), "stuck", "l03: 0.4"),
+    "-1 for no value": (lambda f: to(f, 0.8, "c01", -1.0), "stuck", "c01: 0.[78]"),
+    "one category": (
+        lambda f: to(f, 0.8, "device", "android"),
+        "one_category",
+        "device: 0.[78].* turned to one category",
+    ),
+    "a new default": (lambda f: to(f, 0.8, "country", "unset"), "one_category", "country: 0.[78]"),
+    "blank after a category": (lambda f: f.assign(plan=f["plan"] + " "), "renamed", "plan: 1.000 of the rows have a"),
+    "case of one category in some rows": (
+        lambda f: f.assign(device=_half(f["device"], "iOS")),
+        "renamed",
+        "device: 0.1",
+    ),
+    "nothing as text": (lambda f: to(f, 0.8, "age_band", ""), "renamed", "age_band: 0.[78]"),
+    "nan as text": (lambda f: to(f, 0.8, "age_band", "nan"), "renamed", "age_band: 0.[78]"),
+    "None as text": (lambda f: to(f, 0.8, "age_band", "None"), "renamed", "age_band: 0.[78]"),
+    "null as text": (lambda f: to(f, 0.8, "age_band", "null"), "renamed", "age_band: 0.[78]"),
+    "NA as text": (lambda f: to(f, 0.8, "age_band", "NA"), "one_category", "age_band: 0.[78]"),
     "old features": (
         lambda f: f.assign(feature_timestamp=f["decided_at"] - timedelta(days=9)),
         "feature_age",
@@ -102,6 +125,11 @@ BROKEN = {
 }
 
 
+def _half(values, name):
+    """The values with half of "ios" written as `name`."""
+    return values.mask((values == "ios") & (np.arange(len(values)) % 2 == 0), name)
+
+
 def _copies(frame, times):
     return pd.concat([frame.assign(decision_id=frame["decision_id"] + f"-{i}") for i in range(times)])
 
@@ -121,6 +149,53 @@ def test_refused_log_files_stop(profile, quiet_week):
 
 def test_a_new_market_is_not_broken_data(profile):
     assert failed(profile, make_frame(np.random.default_rng(9), 6_000, Truth(new_market=0.25))) == {}
+
+
+NAMIBIA = "NA"
+REAL_CHANGES = {
+    "a new market floods in": lambda f: to(f, 0.45, "country", "IN"),
+    "one with a name like no value": lambda f: to(f, 0.4, "country", NAMIBIA),
+    "a known country floods in": lambda f: to(f, 0.45, "country", "BR"),
+    "everybody listens twice as long": lambda f: f.assign(**{name: f[name] * 2 for name in ("l00", "l01", "l02")}),
+    "one feature moved by two sds": lambda f: f.assign(n07=f["n07"] + 2),
+    "a tenth stopped": lambda f: to(f, 0.1, "l03", 0.0),
+    "all requests at eight from the home page": lambda f: f.assign(hour_sin=-0.87, is_evening=0.0, surface_seen="home"),
+}
+
+
+@pytest.mark.parametrize("case", REAL_CHANGES)
+def test_real_changes_are_not_broken_data(profile, quiet_week, case):
+    rng = np.random.default_rng(5)
+    columns = dict(profile["columns"])
+    for name, values in {"hour_sin": rng.normal(size=9_000), "is_evening": rng.random(9_000) < 0.5}.items():
+        column = {"kind": "numeric", "role": "feature"} | _edges(name, values.astype(float))
+        counts = count_column(column, values.astype(float))
+        columns[name] = column | {"bins": counts.bins.tolist(), "missing": 0, "zeros": counts.zeros}
+    week = quiet_week.assign(hour_sin=rng.normal(size=6_000), is_evening=(rng.random(6_000) < 0.5).astype(float))
+    assert failed(profile | {"columns": columns}, REAL_CHANGES[case](week)) == {}
+
+
+def one_number(values, week, role="feature"):
+    """Share that turned to one value of a column of `values`, seen as `week`."""
+    column = {"kind": "numeric", "role": role} | _edges("minutes", np.asarray(values, dtype=float))
+    cells = [_cells(column, count_column(column, np.asarray(rows, dtype=float))) for rows in (values, week)]
+    return _turned(*cells)
+
+
+def test_stuck_tells_what_turned_from_what_was_there():
+    """Much mass at one value, or at zero, is no news; nor is what a week of 100 happens to have."""
+    rng = np.random.default_rng(6)
+    draw = rng.exponential(size=20_000)
+    idle = np.where(rng.random(20_000) < 0.7, 0.0, draw)  # most users have 0 minutes
+    assert one_number(idle[:10_000], idle[10_000:]) == 0
+    assert one_number(idle[:10_000], np.where(rng.random(10_000) < 0.8, -1.0, idle[10_000:])) == pytest.approx(
+        0.8, abs=0.02
+    )
+    usual = np.where(rng.random(20_000) < 0.9, 5.0, draw)
+    assert one_number(usual[:10_000], np.r_[usual[10_000:19_500], np.full(500, 5.0)]) == 0  # rose by 0.005
+    half = np.where(rng.random(20_000) < 0.5, 5.0, draw)
+    assert one_number(half[:10_000], np.full(5_000, 5.0)) == pytest.approx(1.0)
+    assert one_number(draw[:10_000], np.full(100, 1.0)) == 0
 
 
 def in_experiment(frame, *, obeyed=True):
@@ -232,7 +307,16 @@ def test_ignored_features_break_only_when_gone(profile, quiet_week):
     assert "missing" in failed(mine, quiet_week.assign(n05=np.nan))
 
 
-@pytest.mark.parametrize("weeks", [8, pytest.param(150, marks=pytest.mark.slow)])
+def test_a_pause_of_the_campaign_is_not_broken_data(profile, quiet_week):
+    """Our own messages become history: all zeros without them. The words of a column that moves are still judged."""
+    roles = {"c01": "ignored", "l03": "ignored", "plan": "ignored"}
+    columns = profile["columns"] | {name: profile["columns"][name] | {"role": role} for name, role in roles.items()}
+    mine = profile | {"columns": columns}
+    assert failed(mine, quiet_week.assign(c01=0.0, l03=quiet_week["l03"].median(), plan="free")) == {}
+    assert "plan: 1.000 of the rows have a renamed" in failed(mine, quiet_week.assign(plan="Free"))["renamed"]
+
+
+@pytest.mark.parametrize("weeks", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_check_week_does_not_stop_quiet_weeks(weeks):
     """Ordinary wobble is not broken data; the slow version would see a rate of 2% with probability .95."""
     rng = np.random.default_rng(10)
