@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from campaign import DataError
 from models import losses, parallel
 from models.encode import Encoded, Tensors
 from models.forward import unpack
@@ -29,6 +30,7 @@ SMALLEST_BATCH = 256
 WEIGHT_DECAY = 1.0
 DECAY_STEPS = 200  # longer trainings decay less per step, so that the whole training decays as much
 WARM_UP = 0.1  # share of the steps
+BLOCK_ROWS = 65_536  # of `blocks`, shuffled together
 
 
 class TrainingRows(NamedTuple):
@@ -61,6 +63,8 @@ def optimise(
         progress: called after every step.
         blocks: gives the rows of one epoch block by block, for data that does not fit in memory.
         n: rows of an epoch of `blocks`.
+
+    Raises: DataError: `blocks` gives another number of rows than `n`.
     """
     rng = np.random.default_rng(spec.seed)
     binary = [o.kind == "binary" for o in spec.outcomes]
@@ -73,13 +77,49 @@ def optimise(
         batch = int(np.clip(n // STEPS_PER_EPOCH, SMALLEST_BATCH, spec.batch_rows))
         steps = spec.epochs * math.ceil(n / batch)
         stepper = _optimiser(net, spec, steps)
-        epochs = (block for _ in range(spec.epochs) for block in (blocks(rng) if blocks else [rows]))
+        epochs = (block for _ in range(spec.epochs) for block in (whole(blocks(rng), batch) if blocks else [rows]))
         parts = (part for block in epochs for part in shuffled(block, batch, len(spec.arms), spec.members, start, rng))
+        done = 0
         for done, part in enumerate(parts, start=1):
             stepper(loss(*part))
             if progress is not None:
-                progress(min(done, steps), steps)
+                progress(done, steps)
+        if done != steps:
+            raise DataError(
+                f"{done} steps of {batch} rows were taken, {steps} were planned for {n} rows and {spec.epochs} epochs; "
+                "the data changed while it was read: train again"
+            )
         return net.tensors()
+
+
+def whole(blocks: Iterable[TrainingRows], batch: int) -> Iterator[TrainingRows]:
+    """Blocks joined and cut to whole batches, about BLOCK_ROWS rows each; only the last is shorter.
+
+    So an epoch takes the steps that were planned, however its rows come: each short batch would be a step too many, and
+    the schedule, at rate 0 once its steps are over, would learn nothing from the rows that are left.
+    """
+    size = max(batch, BLOCK_ROWS // batch * batch)
+    held: list[TrainingRows] = []
+    n = 0
+    for block in blocks:
+        held.append(block)
+        n += len(block.arm)
+        if n >= size:
+            rows = _joined(held)
+            for first in range(0, n - size + 1, size):
+                yield _cut(rows, first, first + size)
+            held, n = [_cut(rows, n - n % size, n)], n % size
+    if n:
+        yield _joined(held)
+
+
+def _joined(blocks: Sequence[TrainingRows]) -> TrainingRows:
+    inputs = Encoded(*map(np.concatenate, zip(*(block.inputs for block in blocks), strict=True)))
+    return TrainingRows(inputs, *map(np.concatenate, zip(*(block[1:] for block in blocks), strict=True)))
+
+
+def _cut(rows: TrainingRows, first: int, end: int) -> TrainingRows:
+    return TrainingRows(Encoded(*(part[first:end] for part in rows.inputs)), *(part[first:end] for part in rows[1:]))
 
 
 def _network(rows: TrainingRows, start: Tensors, bias: np.ndarray, rng: np.random.Generator) -> UpliftNet:

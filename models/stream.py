@@ -1,12 +1,14 @@
 """Train on Parquet that does not fit in memory: encoding, rules and checks from a sample, weights from every row.
 
-Memory is one block of rows, the sample, and the network. Each epoch reads the files once, row groups in a new order.
+Memory is a few blocks of rows, the sample, and the network. Each epoch reads the files once, row groups in a new order;
+`models.optimise.whole` joins small ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,19 +18,19 @@ from campaign import DataError
 from models import encode as enc
 from models.explain import background
 from models.forward import NumpyModel
-from models.optimise import Progress, TrainingRows, optimise
+from models.optimise import BLOCK_ROWS, Progress, TrainingRows, optimise
 from models.spec import FitSpec, columns_of, labels_of
-from models.train import finish, folds, fresh, standardise
+from models.train import finish, fold_of, folds, fresh, standardise
 
 SAMPLE_ROWS = 200_000
-BLOCK_ROWS = 65_536
 
 
 def fit_parquet(files: Sequence[Path | str], spec: FitSpec, *, progress: Progress | None = None) -> NumpyModel:
     """Train on every row of some Parquet files, in bounded memory.
 
     Args:
-        files: Parquet files with the same columns; written in row groups of at most about a million rows.
+        files: Parquet files with the same columns; written in row groups of at most about a million rows, best of
+            BLOCK_ROWS in random order: an epoch shuffles row groups, and the rows of a block.
         spec: as for `models.train.fit`; with 10 million rows one or two `epochs` do.
         progress: called as (steps done, steps in all).
 
@@ -36,13 +38,13 @@ def fit_parquet(files: Sequence[Path | str], spec: FitSpec, *, progress: Progres
 
     Raises: DataError: as `models.train.fit`; the sample is checked before training starts, each block as it is read.
     """
-    groups = [(Path(file), i) for file in files for i in range(pq.ParquetFile(file).num_row_groups)]
+    groups, n = _groups(files)
     if not groups:
         raise DataError(f"no rows in {len(files)} Parquet files; give at least one file with a row group")
     names = _names(spec)
-    n = sum(pq.ParquetFile(file).metadata.num_rows for file in files)
     sample = _sample(groups, names, n, spec.seed)
-    labels, columns, fold = labels_of(sample, spec), columns_of(sample, spec.features), folds(sample, spec)
+    labels, columns = labels_of(sample, spec), columns_of(sample, spec.features)
+    fold = folds(sample, spec) if spec.unit else _folds(sample, spec)
     outcome, units = standardise(labels.outcome, [o.kind for o in spec.outcomes])
     start = fresh(columns, labels, outcome, fold, spec)
     rows = TrainingRows(
@@ -51,19 +53,20 @@ def fit_parquet(files: Sequence[Path | str], spec: FitSpec, *, progress: Progres
     limits = outcome.min(axis=0), outcome.max(axis=0)
     shares = np.bincount(labels.arm, minlength=len(spec.arms)) / len(labels.arm)
 
-    def block(file: Path, group: int, index: int, frame: pd.DataFrame) -> TrainingRows:
+    def block(frame: pd.DataFrame) -> TrainingRows:
+        """Rows as the network takes them.
+
+        Outcomes beyond the caps that `standardise` found in the sample are set to them, as in memory those beyond the
+        caps of all rows are: a handful of extreme rows would steer squared error.
+        """
         part = labels_of(frame, spec, shares)
         y = np.clip((part.outcome - units["outcome.mean"]) / units["outcome.scale"], *limits).astype(np.float32)
         inputs = enc.encode(columns_of(frame, spec.features), start.features, start.tensors)
-        own = [spec.seed, groups.index((file, group)), index]  # without a unit a row keeps its fold in every epoch
-        in_fold = folds(frame, spec) if spec.unit else np.random.default_rng(own).integers(0, spec.members, len(frame))
-        return TrainingRows(inputs, part.arm, y, part.propensity, in_fold)
+        return TrainingRows(inputs, part.arm, y, part.propensity, _folds(frame, spec))
 
     def blocks(rng: np.random.Generator) -> Iterator[TrainingRows]:
-        for g in rng.permutation(len(groups)):
-            file, group = groups[g]
-            for index, frame in enumerate(_frames(file, group, names)):
-                yield block(file, group, index, frame)
+        for group in _order(groups, rng):
+            yield from map(block, _frames(group, names))
 
     tensors = start.tensors | units | optimise(rows, start.tensors, spec, progress, blocks, n)
     model, _ = finish(rows, labels.outcome, tensors, start.features, spec, n)
@@ -77,17 +80,48 @@ def _names(spec: FitSpec) -> list[str]:
     )
 
 
-def _frames(file: Path, group: int, names: list[str]) -> Iterator[pd.DataFrame]:
+class _Group(NamedTuple):
+    """A row group: its file, its number there, and its first row's number among the rows of all files."""
+
+    file: Path
+    number: int
+    first: int
+
+
+def _groups(files: Sequence[Path | str]) -> tuple[list[_Group], int]:
+    """All row groups, and how many rows they have together."""
+    groups, n = [], 0
+    for file in map(Path, files):
+        footer = pq.read_metadata(file)
+        for number in range(footer.num_row_groups):
+            groups.append(_Group(file, number, n))
+            n += footer.row_group(number).num_rows
+    return groups, n
+
+
+def _order(groups: list[_Group], rng: np.random.Generator) -> list[_Group]:
+    """The order of an epoch."""
+    return [groups[g] for g in rng.permutation(len(groups))]
+
+
+def _folds(frame: pd.DataFrame, spec: FitSpec) -> np.ndarray:
+    """By unit, else by number of the row: the same in every epoch, in the sample, and in row groups of any size."""
+    return fold_of(frame[spec.unit] if spec.unit else frame.index.to_series(), spec.members)
+
+
+def _frames(group: _Group, names: list[str]) -> Iterator[pd.DataFrame]:
+    """At most BLOCK_ROWS rows each, with their numbers as index."""
+    file, number, first = group
     reader = pq.ParquetFile(file)
     missing = [name for name in names if name not in reader.schema_arrow.names]
     if missing:
         raise DataError(f"{file}: columns {missing} are missing; it has {reader.schema_arrow.names}")
-    for batch in reader.iter_batches(BLOCK_ROWS, row_groups=[group], columns=names):
-        yield batch.to_pandas()
+    for batch in reader.iter_batches(BLOCK_ROWS, row_groups=[number], columns=names):
+        yield batch.to_pandas().set_axis(range(first, first + batch.num_rows))
+        first += batch.num_rows
 
 
-def _sample(groups: list[tuple[Path, int]], names: list[str], n: int, seed: int) -> pd.DataFrame:
+def _sample(groups: list[_Group], names: list[str], n: int, seed: int) -> pd.DataFrame:
     """At most about SAMPLE_ROWS rows, each with the same probability."""
     rng, share = np.random.default_rng(seed), min(1.0, SAMPLE_ROWS / n)
-    parts = (frame[rng.random(len(frame)) < share] for file, group in groups for frame in _frames(file, group, names))
-    return pd.concat(parts, ignore_index=True)
+    return pd.concat(frame[rng.random(len(frame)) < share] for group in groups for frame in _frames(group, names))

@@ -29,11 +29,12 @@ from models.challenger import Challenger, Progress, Whole, fit_and_report, fit_s
 from models.choice import Choice
 from models.forward import NumpyModel
 from models.frame import countable, read_decisions, training_frame
+from models.optimise import BLOCK_ROWS
 from models.parallel import fit_parallel
 from models.policy import Policy, Threshold
 from models.predictions import predict_frame, prediction_columns, scores
 from models.splits import SPLITS, hash_unit, split_of
-from models.stream import BLOCK_ROWS, fit_parquet
+from models.stream import fit_parquet
 from models.worth import RESPONSE, evaluation_outcomes, policy_of
 
 if TYPE_CHECKING:

@@ -113,14 +113,20 @@ def folds(frame: pd.DataFrame, spec: FitSpec) -> np.ndarray:
         return np.random.default_rng(spec.seed).permutation(len(frame)) % spec.members
     if spec.unit not in frame:
         raise DataError(f"unit column {spec.unit!r} is missing; name the column that identifies a user, or none")
-    users, row = np.unique(frame[spec.unit].astype(str).to_numpy(dtype=object), return_inverse=True)
-    fold = np.asarray((hash_unit(FOLD_SALT, users) * spec.members).astype(np.int64)[row])
+    fold = fold_of(frame[spec.unit], spec.members)
     if len(frame) and (fold == fold[0]).all():
+        users = np.unique(frame[spec.unit].astype(str))
         raise DataError(
             f"unit column {spec.unit!r} has {len(users)} distinct values (first: {users[0]!r}), all in one fold of "
             f"{spec.members}: some rows must be left out and some be learned from; name a column that tells users apart"
         )
     return fold
+
+
+def fold_of(unit: pd.Series, members: int) -> np.ndarray:
+    """Fold of each row by hash of its unit. Shape (n,), in 0..members-1."""
+    users, row = np.unique(unit.astype(str).to_numpy(dtype=object), return_inverse=True)
+    return np.asarray((hash_unit(FOLD_SALT, users) * members).astype(np.int64)[row])
 
 
 def standardise(outcome: np.ndarray, kinds: Sequence[str]) -> tuple[np.ndarray, enc.Tensors]:

@@ -1,11 +1,13 @@
 """Training from Parquet learns what training in memory learns."""
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from campaign import DataError
-from models import stream, train
+from models import optimise, stream, train
 from models.decision_log import Outcome
 from models.losses import effective_rows
 from models.shrinkage import error_covariance
@@ -37,7 +39,8 @@ def make_frame(n=8000, seed=0):
 
 
 def test_fit_parquet_agrees_with_fit_in_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(stream, "BLOCK_ROWS", 1000)
+    for module in (stream, optimise):
+        monkeypatch.setattr(module, "BLOCK_ROWS", 1000)
     monkeypatch.setattr(stream, "SAMPLE_ROWS", 4000)
     frame, test = make_frame(), columns_of(make_frame(1000, 1), SPEC.features)
     for i in range(2):
@@ -46,6 +49,58 @@ def test_fit_parquet_agrees_with_fit_in_memory(tmp_path, monkeypatch):
     one, two = stream.fit_parquet(files, SPEC).predict(test), fit(frame, SPEC).model.predict(test)
     assert np.corrcoef(one[:, 1, 0] - one[:, 0, 0], two[:, 1, 0] - two[:, 0, 0])[0, 1] > 0.95
     assert (stream.fit_parquet(files, SPEC).predict(test) == one).all()
+
+
+@pytest.mark.parametrize("unit", ["user", None])
+@pytest.mark.parametrize("block_rows", [1000, 65_536])
+def test_fit_parquet_takes_the_planned_steps_in_row_groups_of_any_size(tmp_path, monkeypatch, block_rows, unit):
+    """In the order of the files the weights are the same ones; 8,001 rows are 21 batches of at most 400."""
+    for module in (stream, optimise):
+        monkeypatch.setattr(module, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(stream, "_order", lambda groups, rng: groups)
+    found = []
+    for size in (65_536, 100):
+        file, steps = tmp_path / f"{size}.parquet", []
+        make_frame(8001).to_parquet(file, row_group_size=size)
+        spec = dataclasses.replace(SPEC, unit=unit)
+        found.append(stream.fit_parquet([file], spec, progress=lambda *step, steps=steps: steps.append(step)))
+        assert steps == [(done, 84) for done in range(1, 85)]
+    for name, values in found[0].tensors.items():
+        np.testing.assert_array_equal(found[1].tensors[name], values, err_msg=name)
+
+
+def test_fit_parquet_learns_in_every_step_from_row_groups_of_a_hundred(tmp_path):
+    """The rate is 0 after the steps that were planned."""
+    frame, test = make_frame(), make_frame(1000, 1)
+    frame.to_parquet(tmp_path / "0.parquet", row_group_size=100)
+    mu_hat = stream.fit_parquet([tmp_path / "0.parquet"], SPEC).predict(columns_of(test, SPEC.features))
+    other = fit(frame, SPEC).model.predict(columns_of(test, SPEC.features))
+    assert np.corrcoef(mu_hat[:, 1, 0] - mu_hat[:, 0, 0], other[:, 1, 0] - other[:, 0, 0])[0, 1] > 0.95
+
+
+def test_fit_parquet_leaves_each_row_out_of_one_member_for_good(tmp_path, monkeypatch):
+    """Without a unit: rows come in another order in each epoch, and keep their folds, in the sample too."""
+    seen, frame = {}, make_frame(2000)
+    frame.to_parquet(tmp_path / "0.parquet", row_group_size=150)
+    spec = dataclasses.replace(SPEC, unit=None)
+    kept = optimise.optimise
+
+    def watched(rows, start, spec, progress, blocks, n):
+        for block in [rows, *blocks(np.random.default_rng(1)), *blocks(np.random.default_rng(2))]:
+            for values, fold in zip(block.inputs.dense.tolist(), block.fold.tolist(), strict=True):
+                seen.setdefault(tuple(values), set()).add(fold)
+        return kept(rows, start, spec, progress, blocks, n)
+
+    monkeypatch.setattr(stream, "optimise", watched)
+    stream.fit_parquet([tmp_path / "0.parquet"], spec)
+    assert len(seen) == 2000  # rows are told apart by x
+    assert {len(folds) for folds in seen.values()} == {1}
+    assert np.bincount([*map(min, seen.values())], minlength=spec.members).min() > 0.7 * 2000 / spec.members
+
+
+def test_fit_parquet_with_a_row_group_of_one_user(tmp_path):
+    make_frame(501).to_parquet(tmp_path / "0.parquet", row_group_size=500)
+    assert stream.fit_parquet([tmp_path / "0.parquet"], SPEC).spec.arms == SPEC.arms
 
 
 def test_fit_parquet_counts_all_rows_in_the_interval_not_its_sample(tmp_path, monkeypatch):
