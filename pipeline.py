@@ -34,6 +34,7 @@ import typer
 
 from campaign import Campaign, DataError, ModelError, data_dir, load_campaign, now
 from models.registry import read_pointer, required_champion
+from models.verdicts import week_folders
 from monitoring import logs
 from monitoring.experiment.commands import app as experiment_app
 from monitoring.terminal import DATE, JsonOption, alone, answer, bar, busy, err, out, print_frame, run_app, step
@@ -623,7 +624,7 @@ def _print_result(tag: str) -> None:
         table.add_row(row["policy"], known[0], f"{row['value']:.3f}", interval, known[1])
     out.print(table)
     out.print(f"model report:   {folder / 'report.html'}", soft_wrap=True)
-    for week in sorted((data_dir() / "monitoring").glob("[0-9]*-W*"))[-1:]:
+    for week in week_folders(data_dir() / "monitoring")[-1:]:
         out.print(f"weekly reports: {week}", soft_wrap=True)
 
 

@@ -29,6 +29,7 @@ from bentos.worker import Worker
 from campaign import DataError, ModelError, StoreError, data_dir, now
 from models.forward import NumpyModel
 from models.registry import model_path, read_pointer
+from models.verdicts import read_verdicts
 
 HERE = Path(__file__).resolve().parent
 # the stylesheet is that of the reports
@@ -100,7 +101,7 @@ def page_facts(worker: Worker, user_id: str | None) -> dict[str, Any]:
 def _or_error(read: Callable[[], Any]) -> Any:
     try:
         return read()
-    except (OSError, ValueError, KeyError, ModelError) as error:
+    except (OSError, ValueError, KeyError, DataError, ModelError) as error:
         return {"error": str(error)}
 
 
@@ -118,8 +119,8 @@ def _model_facts(tag: str) -> dict[str, Any]:
 
 
 def _last_week() -> dict[str, Any]:
-    files = sorted((data_dir() / "monitoring").glob("[0-9]*-W*/decision.json"))
-    return dict(json.loads(files[-1].read_text(encoding="utf-8"))) if files else {}
+    found = read_verdicts(data_dir() / "monitoring")
+    return found[-1] if found else {}
 
 
 def latest_decision(user_id: str) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ from scipy.stats import chi2, norm
 from scipy.stats import t as student
 
 from campaign import Campaign, DataError
+from models.verdicts import read_verdict, week_folders
 from monitoring.drift import eligible_moved
 from monitoring.realised import LOOKS_PER_YEAR, REALISED_SHARE
 
@@ -130,15 +131,11 @@ def read_stats(out_dir: Path, weeks: Sequence[str] = ()) -> dict[str, dict[str, 
 
     Raises: DataError: a named week has none.
     """
-    files = {file.parent.name: file for file in sorted(out_dir.glob("[0-9]*-W*/stats.json"))}
+    folders = [folder for folder in week_folders(out_dir) if (folder / "stats.json").exists()]
+    files = {folder.name: folder / "stats.json" for folder in folders}
     absent = [week for week in weeks if week not in files]
     if absent:
         there = ", ".join(files) or "none"
         raise DataError(f"{out_dir}: no stats.json of {', '.join(absent)}; weeks there are: {there}")
-    chosen = weeks or [week for week, file in files.items() if _was_quiet(file.with_name("decision.json"))]
+    chosen = weeks or [f.name for f in folders if read_verdict(f)["action"] in ("none", "warn")]
     return {week: json.loads(files[week].read_text(encoding="utf-8")) for week in chosen}
-
-
-def _was_quiet(file: Path) -> bool:
-    """Whether a week's decision asked for nothing to be done."""
-    return json.loads(file.read_text(encoding="utf-8"))["action"] in ("none", "warn")

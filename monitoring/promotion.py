@@ -24,6 +24,7 @@ from feature_repo.atomic import locked, write_json
 from models.forward import NumpyModel
 from models.predictions import mu_hat_of
 from models.registry import model_path, pack, promote, read_pointer, rollback
+from models.verdicts import read_verdicts
 from models.worth import SEND_NOTHING, rival_policies
 from monitoring.gate import GateVerdict, judge
 from monitoring.inputs import matured_frame, model_predictions, not_trained_on
@@ -166,8 +167,7 @@ def _silent(tag: str, reason: str) -> str:
 
 def last_decision(monitoring_dir: Path) -> dict[str, Any]:
     """The newest week's decision.json (DataError: there is none)."""
-    files = sorted(monitoring_dir.glob("[0-9]*-W*/decision.json"))
-    if not files:
+    found = read_verdicts(monitoring_dir)
+    if not found:
         raise DataError(f"{monitoring_dir}: no weekly decision yet; run `tactful monitor`")
-    found: dict[str, Any] = json.loads(files[-1].read_text(encoding="utf-8"))
-    return found
+    return found[-1]

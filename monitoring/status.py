@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
@@ -13,6 +12,7 @@ from campaign import TactfulError, load_campaign
 from feature_repo.freshness import too_old
 from feature_repo.store import newest_snapshot, open_store
 from models.registry import read_pointer
+from models.verdicts import read_verdicts
 
 T = TypeVar("T")
 
@@ -57,11 +57,8 @@ def _materialized() -> str | None:
 
 
 def _last_week(folder: Path) -> dict[str, Any] | None:
-    files = sorted(folder.glob("[0-9]*-W*/decision.json"))
-    if not files:
-        return None
-    decision = json.loads(files[-1].read_text(encoding="utf-8"))
-    return {"week": decision["week"], "action": decision["action"], "reasons": decision["reasons"]}
+    found = read_verdicts(folder)
+    return {name: found[-1][name] for name in ("week", "action", "reasons")} if found else None
 
 
 # what is not there yet -> the command that makes it

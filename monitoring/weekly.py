@@ -10,7 +10,6 @@ The folder of a week appears whole or not at all, and running a week again repla
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import date, datetime, timedelta
@@ -21,8 +20,9 @@ from typing import Any
 
 import pandas as pd
 
-from campaign import Campaign, DataError
+from campaign import Campaign
 from feature_repo.atomic import replacing, write_json, write_text
+from models.verdicts import read_verdicts
 from monitoring.checks import check_schema, check_week
 from monitoring.decide import Decision, Statistics, decide, week_name
 from monitoring.drift import Drift, measure_drift
@@ -194,13 +194,4 @@ def read_history(out_dir: Path, before: date) -> list[dict[str, Any]]:
 
     Raises: DataError: a file is not a decision of schema 1.
     """
-    history = []
-    for file in sorted(out_dir.glob("[0-9]*-W*/decision.json")):
-        decision = json.loads(file.read_text(encoding="utf-8"))
-        if decision.get("schema") != 1:
-            raise DataError(
-                f"{file}: schema == {decision.get('schema')!r}, expected 1; move it away or run that week again"
-            )
-        if date.fromisoformat(decision["monday"]) < before:
-            history.append(decision)
-    return sorted(history, key=lambda decision: str(decision["monday"]))
+    return [found for found in read_verdicts(out_dir) if date.fromisoformat(found["monday"]) < before]

@@ -25,6 +25,7 @@ from campaign import Campaign, StoreError
 from feature_repo.atomic import locked, replacing, write_json, write_text
 from feature_repo.log_files import STATE
 from models.challenger import Finish
+from models.verdicts import week_folders
 from rehearsal.script import RANDOM_WEEKS, Result, Script, Week
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ def _forget_unfinished(folder: Path, script: Script, week: int) -> None:
     for path in (data / "decisions").glob("date=*"):
         if path.name >= f"date={monday}":
             shutil.rmtree(path)
-    for path in (data / "monitoring").glob("[0-9]*-W*"):
+    for path in week_folders(data / "monitoring"):
         if path.name >= f"{monday:%G-W%V}":
             shutil.rmtree(path)
     # the logs are written again, the same: no snapshot is stale for that

@@ -5,6 +5,7 @@ import pytest
 from monitored import campaign
 
 from campaign import DataError
+from models.verdicts import KEYS
 from monitoring.calibrate import FLOORS, calibrate, persisting_factor, prediction_bound, read_stats
 
 
@@ -101,11 +102,15 @@ def test_calibrate_too_few_weeks():
         calibrate(stats(3) | {"2026-W30": {"drift": None}}, campaign())
 
 
+def verdict(week, action):
+    return dict.fromkeys(KEYS) | {"schema": 1, "week": week, "action": action}
+
+
 def test_read_stats(tmp_path):
     for name, action in (("2026-W06", "retrain"), ("2026-W07", "none"), ("2026-W08", "warn")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "stats.json").write_text(json.dumps({"drift": None}))
-        (tmp_path / name / "decision.json").write_text(json.dumps({"action": action}))
+        (tmp_path / name / "decision.json").write_text(json.dumps(verdict(name, action)))
     assert list(read_stats(tmp_path)) == ["2026-W07", "2026-W08"]
     assert list(read_stats(tmp_path, ["2026-W08"])) == ["2026-W08"]
     with pytest.raises(DataError, match=r"no stats\.json of 2026-W09; weeks there are: 2026-W06, 2026-W07, 2026-W08"):

@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from datetime import date, timedelta
 from pathlib import Path
 
@@ -8,6 +9,9 @@ import pytest
 from monitored import MONDAY, Truth, make_frame, make_inputs
 
 from campaign import DataError
+from models.verdicts import KEYS
+from monitoring.calibrate import read_stats
+from monitoring.promotion import last_decision
 from monitoring.weekly import expected_rows, read_history, run_week
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pandera.*")
@@ -98,15 +102,40 @@ def test_expected_rows_is_the_median_of_the_last_whole_weeks(profile):
     assert expected_rows([broken], profile) == profile["rows_per_week"]
 
 
+def write_week(folder, name="2026-W40", **values):
+    (folder / name).mkdir()
+    monday = date.fromisoformat(f"{name}-1").isoformat()
+    found = dict.fromkeys(KEYS) | {"schema": 1, "week": name, "monday": monday} | values
+    (folder / name / "decision.json").write_text(json.dumps(found))
+    return found
+
+
 def test_read_history_knows_no_week_of_a_killed_run(tmp_path):
-    for name in ("2026-W40", ".2026-W40.deadbeef.tmp", ".2026-W40.old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "decision.json").write_text('{"schema": 1, "monday": "2026-09-28"}')
-    assert read_history(tmp_path, date(2026, 10, 26)) == [{"schema": 1, "monday": "2026-09-28"}]
+    found = write_week(tmp_path)
+    for name in (".2026-W40.deadbeef.tmp", ".2026-W40.old", "workspace"):
+        shutil.copytree(tmp_path / "2026-W40", tmp_path / name)
+    assert read_history(tmp_path, date(2026, 10, 26)) == [found]
+    assert read_history(tmp_path, date(2026, 9, 28)) == []
 
 
-def test_read_history_other_schema(tmp_path):
-    (tmp_path / "2026-W01").mkdir()
-    (tmp_path / "2026-W01" / "decision.json").write_text('{"schema": 9}')
-    with pytest.raises(DataError, match="schema == 9, expected 1"):
-        read_history(tmp_path, MONDAY)
+UNREADABLE = {
+    '{"schema": 9}': "schema == 9, expected 1",
+    '{"schema": 1, "week"': "no JSON: ",
+    "[]": "a JSON list, expected an object",
+    "": "no JSON: ",
+    '{"schema": 1, "week": "2026-W01"}': "without action, champion, data, drift_weeks, fallback, monday, reasons;",
+}
+
+
+@pytest.mark.parametrize("text", UNREADABLE)
+def test_an_unreadable_decision_is_named_with_what_to_do(tmp_path, text):
+    write_week(tmp_path, "2026-W01")
+    (tmp_path / "2026-W01" / "decision.json").write_text(text)
+    asked = f"2026-W01/decision.json: {UNREADABLE[text]}"
+    for read in (lambda: read_history(tmp_path, MONDAY), lambda: last_decision(tmp_path), lambda: read_stats(tmp_path)):
+        (tmp_path / "2026-W01" / "stats.json").write_text("{}")
+        with pytest.raises(DataError, match=re.escape(asked)) as told:
+            read()
+        assert str(told.value).endswith(
+            "; move the folder 2026-W01 away, then run `tactful monitor --week 2025-12-29` again"
+        )
