@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +28,7 @@ from models.log_checks import check_log, require_valid
 from models.predictions import prediction_columns
 from models.registry import pack
 from models.spec import FitSpec, columns_of
+from models.verdicts import broken_weeks, told
 from models.worth import SEND_NOTHING, choose_and_evaluate, fit_rivals, headline, rival_columns
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ class Challenger:
         values: `evaluate` on the `evaluate` users.
         currency: of the values.
         advice: where nothing was certified, what stood against it and what would help.
+        left_out: decisions that were not used as their week's data was found broken, in words.
     """
 
     tag: str
@@ -60,6 +62,7 @@ class Challenger:
     values: pd.DataFrame
     currency: str
     advice: Sequence[str] = ()
+    left_out: Sequence[str] = ()
 
     def summary(self) -> dict[str, Any]:
         """What a machine reads."""
@@ -70,6 +73,7 @@ class Challenger:
             "threshold": min(self.choice.threshold, SEND_NOTHING),
             "reason": self.choice.reason,
             "advice": list(self.advice),
+            "left_out": list(self.left_out),
             "values": json.loads(weighted.to_json(orient="records")),
         }
 
@@ -79,6 +83,7 @@ class Challenger:
             f"challenger: {self.tag}",
             self.choice.reason,
             *self.advice,
+            *self.left_out,
             "",
             values_text(self.values, self.currency),
             "",
@@ -122,8 +127,10 @@ def train_challenger(
 
     frame = streamed.frame_in_memory(store, campaign, data, as_of)
     if frame is None:
-        return streamed.train_streamed(campaign, data / "frame", schema, data, processes=processes, **options)
-    return fit_and_report(campaign, frame, schema, data, **options)
+        found = streamed.train_streamed(campaign, data / "frame", schema, data, processes=processes, **options)
+    else:
+        found = fit_and_report(campaign, frame, schema, data, **options)
+    return replace(found, left_out=told(broken_weeks(data / "monitoring")))
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ One row per user and window (the first decision), so that no two rows of a user 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Collection, Mapping
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from campaign import Campaign, DataError
 from feature_repo.retrieval import FeatureSchema, feature_schema, historical_features
 from models.outcomes import matured, measure_outcomes
 from models.propensities import given_history
+from models.verdicts import in_weeks
 
 # reasons of `sieve` and of `tactful check` why a decision does not count
 CERTAIN, STRANGERS = "with a certain arm", "about users without a profile the day before"
+BROKEN = "of weeks whose data was found broken"
 COLUMNS = [
     "decision_id",
     "user_id",
@@ -68,15 +70,17 @@ def decision_files(decisions_dir: Path) -> list[str]:
     return [str(file) for file in files]
 
 
-def countable(decisions: pd.DataFrame, campaign: Campaign, as_of: datetime) -> pd.DataFrame:
-    """Decisions that count: a fresh draw took part in them, matured, first of their user and window.
+def countable(
+    decisions: pd.DataFrame, campaign: Campaign, as_of: datetime, broken: Collection[date] = ()
+) -> pd.DataFrame:
+    """Decisions that count: a fresh draw took part in them, matured, first of their user and window, of no broken week.
 
     A decision made without features (its arm was certain: propensity 1) teaches nothing about arms and is left out, and
     so is one whose arm the user's history tells (see `models.propensities`, whose propensities these rows have).
 
     Raises: DataError: none is left; the message counts what was dropped and why.
     """
-    kept, dropped = sieve(decisions, campaign, as_of)
+    kept, dropped = sieve(decisions, campaign, as_of, broken)
     if kept.empty:
         counted = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise DataError(
@@ -86,21 +90,33 @@ def countable(decisions: pd.DataFrame, campaign: Campaign, as_of: datetime) -> p
     return kept
 
 
-def sieve(decisions: pd.DataFrame, campaign: Campaign, as_of: datetime) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Decisions that count (see `countable`), and how many do not, by the reason."""
+def sieve(
+    decisions: pd.DataFrame, campaign: Campaign, as_of: datetime, broken: Collection[date] = ()
+) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Decisions that count (see `countable`), and how many do not, by the reason.
+
+    Args:
+        decisions: from `read_decisions`.
+        campaign: arms, outcomes and windows.
+        as_of: what matured later does not count.
+        broken: Mondays of weeks that are left out (`models.verdicts.broken_weeks`). A user's next decision does not
+            take the place of one that is: its window is the same.
+    """
     usable = (decisions["propensity"] > 0) & (decisions["propensity"] < 1)
     given = given_history(decisions[usable], campaign.assignment)
     fresh = given[(given["propensity"] > 0) & (given["propensity"] < 1)]
     closed = matured(fresh["decided_at"], campaign.outcome, as_of)
     kept = fresh[closed]
-    kept = kept[first_per_window(kept, campaign.assignment.window_days)].reset_index(drop=True)
+    first = kept[first_per_window(kept, campaign.assignment.window_days)]
+    whole = first[~in_weeks(first["decided_at"], broken)].reset_index(drop=True)
     dropped = {
         CERTAIN: int((~usable).sum()),
         "with an arm that the user's history tells": int(usable.sum()) - len(fresh),
         f"not matured ({campaign.matures_after_days} days after the decision)": int((~closed).sum()),
-        f"not the first of their user in {campaign.assignment.window_days} days": int(closed.sum()) - len(kept),
+        f"not the first of their user in {campaign.assignment.window_days} days": int(closed.sum()) - len(first),
+        BROKEN: len(first) - len(whole),
     }
-    return kept, dropped
+    return whole, dropped
 
 
 def remedy(dropped: Mapping[str, int]) -> str:
@@ -113,6 +129,8 @@ def remedy(dropped: Mapping[str, int]) -> str:
             "arms that were certain (propensity 0 or 1) teach nothing, however many there are: give the probability "
             "with which each was drawn; where nothing was drawn, begin a random phase (docs/explanation/holdout.md)"
         )
+    if most == BROKEN:
+        return "mend their data, then run `tactful monitor --week DATE` for each; a week that is in order counts again"
     if most == STRANGERS:
         return "bring the profiles of these users into the table users, with an event_timestamp before the decision"
     return "bring more decisions, of more users"

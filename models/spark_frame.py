@@ -7,8 +7,8 @@ from the join of feature_repo/spark_join.py, outcomes from the SQL of models/out
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
-from datetime import datetime
+from collections.abc import Callable, Collection, Iterator
+from datetime import date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,7 @@ def write_training_frame(
     as_of: datetime,
     out: Path,
     keep: Callable[[pd.DataFrame], np.ndarray] | None = None,
+    broken: Collection[date] = (),
 ) -> int:
     """Write `models.frame.training_frame` as files `split=<train|select|evaluate>/*.parquet`.
 
@@ -60,6 +61,7 @@ def write_training_frame(
         as_of: nothing that arrived at this instant or later is used.
         out: replaced when everything is written; on a file system that all workers share.
         keep: which of the decisions that count are wanted; shape (n,), bool. Default: all.
+        broken: of `models.frame.sieve`.
 
     Returns: number of rows.
     Raises: DataError: as `training_frame`; Spark cannot read something.
@@ -68,7 +70,7 @@ def write_training_frame(
     steps = out.with_name(f".{out.name}.steps")
     with replacing(out) as aside, engine.failing(f"{out}: Spark could not make the frame", engine.UNREADABLE):
         # written down between the steps: what is on disk need not be computed again when a worker dies
-        counted = written(_counted(decisions_dir, campaign, as_of), steps / "decisions")
+        counted = written(_counted(decisions_dir, campaign, as_of, tuple(broken)), steps / "decisions")
         if counted.isEmpty():
             raise DataError(f"{decisions_dir}: no usable decision by {as_of}; `tactful train` without Spark counts why")
         if keep is not None:
@@ -111,7 +113,7 @@ def _kept(decisions: DataFrame, keep: Callable[[pd.DataFrame], np.ndarray]) -> D
     return decisions.mapInArrow(kept, decisions.schema)
 
 
-def _counted(decisions_dir: Path, campaign: Campaign, as_of: datetime) -> DataFrame:
+def _counted(decisions_dir: Path, campaign: Campaign, as_of: datetime, broken: tuple[date, ...]) -> DataFrame:
     """Decisions that count, by `models.frame.sieve`; a user's decisions meet in one task."""
     decisions = spark_decisions(decisions_dir)
     tasks = max(1, decisions.count() // USERS_OF_TASK)
@@ -123,7 +125,7 @@ def _counted(decisions_dir: Path, campaign: Campaign, as_of: datetime) -> DataFr
             return
         table = pa.Table.from_batches(parts)
         frame = table.to_pandas().sort_values(["decided_at", "decision_id"], ignore_index=True)
-        kept, _ = sieve(frame.drop_duplicates("decision_id", ignore_index=True), campaign, as_of)
+        kept, _ = sieve(frame.drop_duplicates("decision_id", ignore_index=True), campaign, as_of, broken)
         unknown = kept[~kept["arm"].between(0, arms - 1)]
         if len(unknown):
             first = unknown.iloc[0]

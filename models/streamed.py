@@ -35,6 +35,7 @@ from models.policy import Policy, Threshold
 from models.predictions import predict_frame, prediction_columns, scores
 from models.splits import SPLITS, hash_unit, split_of
 from models.stream import fit_parquet
+from models.verdicts import broken_weeks
 from models.worth import RESPONSE, evaluation_outcomes, policy_of
 
 if TYPE_CHECKING:
@@ -46,13 +47,13 @@ SAMPLE_SALT = "tactful/sample"
 
 def frame_in_memory(store: Any, campaign: Campaign, data: Path, as_of: datetime) -> pd.DataFrame | None:
     """The frame with its `split`, made where $TACTFUL_ENGINE says; None: too large, it lies in the folder `frame`."""
-    folder, asked = data / "frame", (campaign, data / "logs", as_of)
+    folder, asked, broken = data / "frame", (campaign, data / "logs", as_of), broken_weeks(data / "monitoring")
     if on_spark():
         from models.spark_frame import read_frame, write_training_frame  # only here: most machines have no PySpark
 
-        n = write_training_frame(store, data / "decisions", *asked, folder)
+        n = write_training_frame(store, data / "decisions", *asked, folder, broken=broken)
         return read_frame(folder) if n <= IN_MEMORY_ROWS else None
-    frame = training_frame(store, countable(read_decisions(data / "decisions"), campaign, as_of), *asked)
+    frame = training_frame(store, countable(read_decisions(data / "decisions"), campaign, as_of, broken), *asked)
     frame["split"] = split_of(frame["user_id"], campaign.splits)
     if len(frame) <= IN_MEMORY_ROWS:
         return frame

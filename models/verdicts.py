@@ -7,9 +7,13 @@ whose data was found broken.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from campaign import DataError
 
@@ -51,3 +55,29 @@ def _unreadable(folder: Path, why: str) -> DataError:
 def read_verdicts(monitoring_dir: Path) -> list[dict[str, Any]]:
     """Every week's decision.json, oldest first (DataError: as `read_verdict`)."""
     return [read_verdict(folder) for folder in week_folders(monitoring_dir) if (folder / "decision.json").exists()]
+
+
+def broken_weeks(monitoring_dir: Path) -> dict[date, str]:
+    """Weeks whose last verdict is that the data is broken: Monday -> which week and how many decisions, in words.
+
+    Nothing is trained on their decisions, and no policy is judged on them, until the verdict is another.
+    """
+    stopped = [found for found in read_verdicts(monitoring_dir) if found["action"] == "stop"]
+    return {date.fromisoformat(v["monday"]): f"{v['week']}, {v['data']['n']:,} decisions" for v in stopped}
+
+
+def told(broken: Mapping[date, str]) -> list[str]:
+    """A sentence about decisions that were left out; none where there are none."""
+    if not broken:
+        return []
+    return [
+        f"left out, as its data was found broken: {'; '.join(broken.values())}; to take a week back, mend its data and "
+        f"judge it again, as by `tactful monitor --week {min(broken)}`"
+    ]
+
+
+def in_weeks(decided_at: pd.Series, mondays: Collection[date]) -> np.ndarray:
+    """Which of the decisions were made in one of the weeks; shape (n,), bool."""
+    days = decided_at.to_numpy(dtype="datetime64[D]").astype(np.int64)
+    weeks = np.array([np.datetime64(monday, "D").astype(np.int64) for monday in mondays], dtype=np.int64)
+    return np.isin(days - (days + 3) % 7, weeks)  # 1970-01-01 was a Thursday

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from models.outcomes import measure_outcomes
 from models.predictions import predict_frame, prediction_columns
 from models.registry import model_path, required_champion
 from models.splits import split_of
+from models.verdicts import broken_weeks
 from monitoring.profile import Profile
 from monitoring.week_sums import WeekSums
 from monitoring.weekly import WeekInputs
@@ -71,7 +72,7 @@ def weekly_inputs(campaign: Campaign, data: Path, day: date, as_of: datetime) ->
         champion=tag,
         features={feature.name: feature.kind for feature in model.spec.features},
         week_frame=week_frame,
-        matured_frame=matured_frame(campaign, data, model, as_of),
+        matured_frame=matured_frame(campaign, data, model, as_of, judged=monday.date()),
         profile=profile,
         reference_sample=_reference_sample(data / "reports" / tag.replace(":", "-") / "frame.parquet"),
         quarantined=_quarantined(data / "quarantine", monday.date()),
@@ -112,18 +113,23 @@ def _check_in_logs(monday: pd.Timestamp, first: pd.Timestamp, as_of: datetime) -
         )
 
 
-def matured_frame(campaign: Campaign, data: Path, model: NumpyModel, as_of: datetime) -> pd.DataFrame:
-    """Recent matured decisions a model was not trained on, with features, its predictions, and outcomes."""
-    store = open_store()
+def matured_frame(
+    campaign: Campaign, data: Path, model: NumpyModel, as_of: datetime, judged: date | None = None
+) -> pd.DataFrame:
+    """Recent matured decisions a model was not trained on, with features, its predictions, and outcomes.
+
+    Decisions of weeks whose data was found broken are left out, but not those of the week that is `judged` now.
+    """
+    store, broken = open_store(), sorted(broken_weeks(data / "monitoring").keys() - {judged})
     if on_spark():
         from models.spark_frame import read_frame, write_training_frame  # only here, as above
 
         folder, wanted = data / "monitoring" / ".matured", partial(unseen, campaign=campaign, model=model, as_of=as_of)
-        write_training_frame(store, data / "decisions", campaign, data / "logs", as_of, folder, wanted)
+        write_training_frame(store, data / "decisions", campaign, data / "logs", as_of, folder, wanted, broken)
         frame = read_frame(folder)
         shutil.rmtree(folder)
         return pd.concat([frame, model_predictions(frame, campaign, model)], axis=1)
-    matured = unseen_matured(read_decisions(data / "decisions"), campaign, model, as_of)
+    matured = unseen_matured(read_decisions(data / "decisions"), campaign, model, as_of, broken)
     outcomes = measure_outcomes(matured, data / "logs", campaign.outcome, as_of)
     frame = pd.concat([_with_predictions(store, matured, campaign, model), outcomes], axis=1)
     return known_users(frame, feature_schema(store)).reset_index(drop=True)
@@ -139,9 +145,11 @@ def moving_features(names: Iterable[str], first_decision: datetime, logs_start: 
     return [*(name for name in names if name in MOVING and name not in growing), *growing]
 
 
-def unseen_matured(decisions: pd.DataFrame, campaign: Campaign, model: NumpyModel, as_of: datetime) -> pd.DataFrame:
+def unseen_matured(
+    decisions: pd.DataFrame, campaign: Campaign, model: NumpyModel, as_of: datetime, broken: Collection[date] = ()
+) -> pd.DataFrame:
     """Matured decisions of the last `pool_weeks` matured weeks that the model was not trained on."""
-    matured = countable(decisions, campaign, as_of)
+    matured = countable(decisions, campaign, as_of, broken)
     kept: pd.DataFrame = matured[unseen(matured, campaign, model, as_of)].reset_index(drop=True)
     return kept
 

@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +24,7 @@ from feature_repo.atomic import locked, write_json
 from models.forward import NumpyModel
 from models.predictions import mu_hat_of
 from models.registry import model_path, pack, promote, read_pointer, rollback
-from models.verdicts import read_verdicts
+from models.verdicts import broken_weeks, in_weeks, read_verdicts, told
 from models.worth import SEND_NOTHING, rival_policies
 from monitoring.gate import GateVerdict, judge
 from monitoring.inputs import matured_frame, model_predictions, not_trained_on
@@ -99,6 +99,8 @@ def run_gate(campaign: Campaign, data: Path, tag: str, champion: str | None) -> 
     if not file.exists():
         raise ModelError(f"{file}: the rows {tag} was judged on are gone; run `tactful train` again")
     frame = pd.read_parquet(file)
+    broken = broken_weeks(data / "monitoring")
+    frame = frame[~in_weeks(frame["decided_at"], broken)].reset_index(drop=True)  # a verdict may be newer than the rows
     policies = {}
     if champion is not None:
         model = NumpyModel.load(model_path(champion))
@@ -110,7 +112,8 @@ def run_gate(campaign: Campaign, data: Path, tag: str, champion: str | None) -> 
         policies[name] = np.zeros(len(frame), dtype=np.int64)
         policies[name][held_out] = arm
     mu_hat = mu_hat_of(frame, campaign.arm_names, campaign.outcome_names)
-    return judge(frame, policies, mu_hat, campaign, held_out=held_out)
+    verdict = judge(frame, policies, mu_hat, campaign, held_out=held_out)
+    return replace(verdict, reasons=(*verdict.reasons, *told(broken)))
 
 
 def fall_back(campaign: Campaign, data: Path, reason: str, *, as_of: datetime, now: datetime) -> str:

@@ -12,7 +12,7 @@ from campaign import TactfulError, load_campaign
 from feature_repo.freshness import too_old
 from feature_repo.store import newest_snapshot, open_store
 from models.registry import read_pointer
-from models.verdicts import read_verdicts
+from models.verdicts import broken_weeks, read_verdicts
 
 T = TypeVar("T")
 
@@ -38,6 +38,7 @@ def status(data: Path, decided_today: Counter[str], now: datetime) -> dict[str, 
         "features_too_old": old.found if old else None,
         "materialized_until": _or_none(_materialized),
         "last_week": _last_week(data / "monitoring"),
+        "broken_weeks": list(broken_weeks(data / "monitoring").values()),
         "decisions_today": dict(decided_today.most_common()),
     }
 
@@ -84,4 +85,8 @@ def status_text(found: dict[str, Any]) -> str:
         "last verdict": f"{week['week']}: {week['action']}" if week else None,
         "decided today": ", ".join(f"{n:,} {reason}" for reason, n in today.items()),
     }
+    if found["broken_weeks"]:
+        rows["not trained on"] = (
+            f"{'; '.join(found['broken_weeks'])}: broken data -> mend it, then tactful monitor --week DATE"
+        )
     return "\n".join(f"{name:<14} {value or NEXT[name]}" for name, value in rows.items())
