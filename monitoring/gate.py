@@ -3,7 +3,8 @@
 The doubly robust scores of the two policies differ only where the policies do, and share the noise of everything else;
 the difference of their means has a standard error far below either value's. A challenger is promoted when the one-sided
 95% lower bound of that difference is above 0: one that is truly worse passes in at most 5% of the cases. How likely a
-better one would have passed is recorded (`power`): the champion's traffic says little about the arms it never sends.
+better one that differs on as many decisions would have passed is recorded (`power`): the champion's traffic says little
+about the arms it never sends. Where the two policies hardly differ there is nothing to tell apart, and no power.
 
     promote         better than the champion and than sending nothing, not measurably worse than a simpler model (linear
                     T-learner, LightGBM, response model), guardrails in order, and the score ranks users
@@ -33,15 +34,18 @@ from monitoring.uplift_line import MIN_ARM_ROWS, fit_line, mean_and_se, uplifts
 ALPHA = 0.05  # one-sided
 LEVEL_ALPHA = 0.01  # two-sided, all arms together: a level that is right is told to be wrong no more often
 WORTH = 0.10  # of the champion's gain over sending nothing: the improvement for which the power is stated
+ALIKE = 0.05  # share of decisions below which two policies are too alike to be told apart
 
 
 @dataclass(frozen=True)
 class Comparison:
     """Challenger minus a baseline policy, per user: the weighted value in money, or an outcome in its unit.
 
-    `lower` is the one-sided 95% bound; `limit` is what `lower` (or `difference`, for baselines) must exceed. `power` is
-    the probability of that bound lying above 0 if the challenger were better by a tenth of the baseline's gain over
-    sending nothing (NaN for guardrails).
+    `lower` is the one-sided 95% bound; `limit` is what `lower` (or `difference`, for baselines) must exceed. Against
+    the champion alone (else NaN): `differ`, the share of the rows on which the two policies take different arms, and
+    `power`, the probability of `lower` being above 0 for a challenger that differs on as many rows, with the same
+    standard error, and is better by a tenth of the champion's gain over sending nothing. It is NaN where they differ on
+    less than ALIKE of the rows, for this standard error says nothing of better ones, or the champion gains nothing.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Comparison:
     lower: float
     limit: float
     status: str
+    differ: float = float("nan")
     power: float = float("nan")
 
 
@@ -89,10 +94,10 @@ class GateVerdict:
     calibration: tuple[Calibration, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-serialisable: a power that does not apply is null."""
+        """JSON-serialisable: what does not apply (NaN) is null."""
         raw = asdict(self)
         for comparison in raw["table"]:
-            comparison["power"] = None if np.isnan(comparison["power"]) else comparison["power"]
+            comparison |= {k: None if np.isnan(comparison[k]) else comparison[k] for k in ("differ", "power")}
         return raw
 
 
@@ -115,7 +120,7 @@ def judge(
         campaign: arms, weights, costs, guardrails and segments.
         held_out: rows that the simpler models were not trained on, shape (n,), bool; default all.
 
-    Raises: DataError: the challenger is missing, or a policy's or mu_hat's shape does not fit the frame.
+    Raises: DataError: the challenger is missing, a policy's or mu_hat's shape does not fit the frame, or mu_hat is NaN.
     """
     n, n_arms = len(frame), len(campaign.arm)
     _check(policies, mu_hat, (n, n_arms, len(campaign.outcome)))
@@ -123,6 +128,9 @@ def judge(
     if counts.min() < MIN_ARM_ROWS:
         few = campaign.arm_names[int(counts.argmin())]
         reason = f"few_decisions: {counts.min()} of arm {few}, {MIN_ARM_ROWS} needed"
+        return GateVerdict("needs_a_person", (reason,), ())
+    if frame["user_id"].nunique() < MIN_ARM_ROWS:  # standard errors are between users: of one user they are 0
+        reason = f"few_users: the decisions are of {frame['user_id'].nunique()} users, {MIN_ARM_ROWS} needed"
         return GateVerdict("needs_a_person", (reason,), ())
     scores = {name: _scores(frame, arm, mu_hat, campaign) for name, arm in policies.items()}
     scores["send_none"] = _scores(frame, np.zeros(n, dtype=np.int64), mu_hat, campaign)
@@ -134,8 +142,8 @@ def judge(
         against[name] = _compare(name, (scores["challenger"] - scores[name])[rows], user[rows])
     if "champion" in against:
         gain = float((scores["champion"] - scores["send_none"])[:, -1].mean())
-        power = norm.cdf(WORTH * gain / max(against["champion"].se, 1e-12) - norm.ppf(1 - ALPHA))
-        against["champion"] = replace(against["champion"], power=float(power))
+        differ = float((policies["challenger"] != policies["champion"]).mean())
+        against["champion"] = _with_power(replace(against["champion"], differ=differ), gain)
     guards = _guardrails(frame, scores, user, campaign)
     calibration = _calibration(frame, campaign)
     verdict = _verdict(against, guards, calibration, campaign.currency)
@@ -150,6 +158,12 @@ def _check(policies: Mapping[str, np.ndarray], mu_hat: np.ndarray, shape: tuple[
         raise DataError(f"gate: no policy 'challenger' among {sorted(policies)}")
     if mu_hat.shape != shape:
         raise DataError(f"gate: mu_hat has shape {mu_hat.shape}, expected {shape}: rows, arms, outcomes")
+    wrong = np.flatnonzero(~np.isfinite(mu_hat).all(axis=(1, 2)))
+    if len(wrong):
+        raise DataError(
+            f"gate: mu_hat is no number in {len(wrong)} of {shape[0]} rows, first in row {wrong[0]}; "
+            "run `tactful train` again"
+        )
     for name, arm in policies.items():
         if arm.shape != shape[:1] or not np.issubdtype(arm.dtype, np.integer):
             raise DataError(
@@ -183,6 +197,13 @@ def _compare(
     upper = mean + float(norm.ppf(1 - ALPHA)) * se
     status = "better" if lower > limit else "worse" if upper < limit else "unclear"
     return Comparison(name, outcome, segment, len(difference), mean, se, lower, limit, status)
+
+
+def _with_power(champion: Comparison, gain: float) -> Comparison:
+    """The comparison with the champion, with the power against one that is better by a share of the champion's gain."""
+    if champion.differ < ALIKE or gain <= 0:
+        return champion
+    return replace(champion, power=float(norm.cdf(WORTH * gain / champion.se - norm.ppf(1 - ALPHA))))
 
 
 def _guardrails(
@@ -249,8 +270,13 @@ def _verdict(
     rival = against.get("champion", against["send_none"])
     if rival.status != "better":
         reasons = [f"not better than {rival.name}: {_words(rival, currency)}"]
-        if rival.power == rival.power:  # NaN without a champion
-            reasons.append(f"a challenger better by {WORTH:.0%} would have passed with probability {rival.power:.2f}")
+        if rival.differ < ALIKE:  # NaN without a champion
+            reasons.append(f"the two policies differ on {rival.differ:.1%} of the decisions: too alike to tell apart")
+        elif not np.isnan(rival.power):
+            reasons.append(
+                f"a challenger better by {WORTH:.0%} that differs on as many decisions ({rival.differ:.0%}) would be "
+                f"found with probability {rival.power:.2f}"
+            )
         return GateVerdict("keep", tuple(reasons), table, calibration)
     reasons = []
     if against["send_none"].status != "better":

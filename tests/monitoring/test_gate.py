@@ -1,13 +1,17 @@
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
 from monitored import FEATURES, campaign, make_frame
+from scipy.stats import norm
 
 from campaign import DataError, ModelError
 from models import Outcome, Threshold, evaluate
 from models.baselines import fit_linear_t, fit_response
 from models.policy import response_baseline
 from models.spec import FitSpec
+from models.verdicts import KEYS
 from models.worth import RESPONSE, rival_columns
 from monitoring.gate import judge
 from monitoring.promotion import run_gate
@@ -49,6 +53,43 @@ def test_judge_keeps_an_equal_challenger(frame):
     verdict = judge(frame, {"challenger": arm, "champion": arm}, mu_hat(frame), SETUP)
     assert verdict.verdict == "keep"
     assert verdict.table[0].se == 0
+    assert verdict.as_dict()["table"][0]["power"] is None
+    assert verdict.reasons[1] == "the two policies differ on 0.0% of the decisions: too alike to tell apart"
+
+
+@pytest.mark.parametrize(("share", "alike"), [(0.01, True), (0.04, True), (0.06, False), (0.4, False)])
+def test_judge_says_how_likely_a_better_challenger_would_be_found(frame, share, alike):
+    """Nearly the champion: a small standard error is no power. Else the power is that of the normal test."""
+    champion = policies(frame, noise=1.0)["champion"]
+    swapped = np.random.default_rng(25).random(len(frame)) < share
+    verdict = judge(
+        frame, {"challenger": np.where(swapped, 1 - champion, champion), "champion": champion}, mu_hat(frame), SETUP
+    )
+    found, differ = verdict.table[0], swapped.mean()
+    assert verdict.verdict == "keep"
+    assert found.differ == pytest.approx(differ, rel=1e-9)
+    if alike:
+        assert np.isnan(found.power)
+        assert (
+            verdict.reasons[1] == f"the two policies differ on {differ:.1%} of the decisions: too alike to tell apart"
+        )
+        return
+    nothing = next(c for c in verdict.table if c.name == "send_none" and c.outcome == "weighted")
+    gain = nothing.difference - found.difference  # of the champion
+    assert found.power == pytest.approx(norm.sf(1.6449 - 0.1 * gain / found.se), abs=1e-3)
+    said = (
+        f"a challenger better by 10% that differs on as many decisions ({differ:.0%}) would be found with probability "
+    )
+    assert verdict.reasons[1] == f"{said}{found.power:.2f}"
+
+
+def test_judge_a_champion_that_gains_nothing_has_no_tenth(frame):
+    champion = np.zeros(len(frame), dtype=np.int64)
+    verdict = judge(
+        frame, {"challenger": 1 - policies(frame)["challenger"], "champion": champion}, mu_hat(frame), SETUP
+    )
+    assert (verdict.verdict, len(verdict.reasons)) == ("keep", 1)
+    assert verdict.as_dict()["table"][0]["power"] is None
 
 
 def test_judge_without_a_champion_asks_for_better_than_nothing(frame):
@@ -127,6 +168,16 @@ def test_run_gate_promotes_where_the_simpler_models_do_worse(gate_rows, tmp_path
     row = table.query("policy == 'challenger' and baseline == @RESPONSE and outcome == 'weighted'")
     assert found[RESPONSE].n == len(rows) == 8_000
     assert found[RESPONSE].difference == pytest.approx(row["value"].item(), rel=1e-9)
+
+
+def test_run_gate_leaves_out_weeks_found_broken_since(gate_rows, tmp_path):
+    late = gate_rows["decided_at"] + pd.Timedelta(weeks=1) * (np.arange(len(gate_rows)) % 2)
+    (tmp_path / "monitoring" / "2026-W07").mkdir(parents=True)
+    stop = {"schema": 1, "week": "2026-W07", "monday": "2026-02-09", "action": "stop", "data": {"n": 5_000}}
+    (tmp_path / "monitoring" / "2026-W07" / "decision.json").write_text(json.dumps(dict.fromkeys(KEYS) | stop))
+    verdict = gate_of(gate_rows.assign(decided_at=late), tmp_path)
+    assert next(c.n for c in verdict.table if c.name == "send_none") == 5_000
+    assert verdict.reasons[-1].startswith("left out, as its data was found broken: 2026-W07, 5,000 decisions; to take")
 
 
 def test_run_gate_a_response_model_that_does_better_needs_a_person(gate_rows, tmp_path):
@@ -210,6 +261,18 @@ def test_judge_few_decisions_need_a_person(frame):
     assert "200 needed" in verdict.reasons[0]
 
 
+def test_judge_one_user_needs_a_person(frame):
+    """Its standard error is 0: without a word about it, whatever is above 0 were certain."""
+    verdict = judge(frame.assign(user_id="u1"), policies(frame), mu_hat(frame), SETUP)
+    assert verdict.verdict == "needs_a_person"
+    assert verdict.reasons == ("few_users: the decisions are of 1 users, 200 needed",)
+
+
+def with_nan(mu):
+    mu[3:5, 1] = np.nan
+    return mu
+
+
 @pytest.mark.parametrize(("trials", "rows"), [(12, 3_000), pytest.param(200, 10_000, marks=pytest.mark.slow)])
 def test_judge_rarely_promotes_a_worse_challenger(trials, rows):
     """Truth is known: the challenger acts on more noise than the champion. At most 5%, plus 3 standard errors."""
@@ -229,6 +292,7 @@ def test_judge_rarely_promotes_a_worse_challenger(trials, rows):
         (lambda p, m: (p | {"champion": p["champion"][:5]}, m), r"policy 'champion' has shape \(5,\)"),
         (lambda p, m: (p | {"champion": p["champion"] + 4}, m), r"policy 'champion' has arms 4..5, expected 0..1"),
         (lambda p, m: (p | {"champion": p["champion"] * 0.5}, m), "of float64, expected"),
+        (lambda p, m: (p, with_nan(m)), "mu_hat is no number in 2 of 12000 rows, first in row 3; run `tactful train`"),
     ],
 )
 def test_judge_bad_input(frame, change, message):
