@@ -179,7 +179,7 @@ def _taken_over(model: NumpyModel, spec: FitSpec) -> Start:
     }
     for what, (theirs, ours) in same.items():
         if theirs != ours:
-            raise ModelError(f"warm start: the model has {what} {theirs}, the frame {ours}; train from scratch")
+            raise ModelError(f"warm start: the model has {what} {theirs}, the frame {ours}; run `tactful train`")
     return Start(model.spec.features, model.tensors)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import date, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from campaign import Campaign, DataError
+from campaign import Campaign, DataError, ModelError
 from feature_repo.snapshots import on_spark
 from feature_repo.store import feature_schema, open_store
 from models.forward import NumpyModel
@@ -57,11 +57,13 @@ def weekly_inputs(campaign: Campaign, data: Path, day: date, as_of: datetime) ->
         day: any day of the week (Monday to Sunday, UTC).
         as_of: nothing that arrived later is used.
 
-    Raises: ModelError: there is no champion. DataError: there are no decisions, or none could be in that week.
+    Raises: ModelError: there is no champion, or its features are no longer defined. DataError: there are no decisions,
+        or none could be in that week.
     """
     tag = required_champion()
     folder = model_path(tag)
     model = NumpyModel.load(folder)
+    require_features(tag, model, feature_schema(open_store()).types)
     profile = json.loads((folder / "reference_profile.json").read_text(encoding="utf-8"))
     monday = pd.Timestamp(day - timedelta(days=day.weekday()), tz="UTC")
     counted, week_frame = (_spark_week if on_spark() else _week)(campaign, data, model, profile, monday, as_of)
@@ -165,6 +167,25 @@ def not_trained_on(decisions: pd.DataFrame, campaign: Campaign, model: NumpyMode
     """Decisions that did not train a model: other users' than `train`, or later ones; shape (n,), bool."""
     later = decisions["decided_at"] > pd.Timestamp(model.spec.extra["data_window"]["to"])
     return np.asarray(later | (split_of(decisions["user_id"], campaign.splits) != "train"), dtype=bool)
+
+
+def require_features(tag: str, model: NumpyModel, kinds: Mapping[str, str]) -> None:
+    """That a champion can still be asked, after the feature definitions changed.
+
+    Args:
+        tag: of the champion, for the message.
+        model: the champion.
+        kinds: features there are now: name -> "numeric" | "string".
+
+    Raises: ModelError: it needs others.
+    """
+    gone = [f"{f.name} ({f.kind})" for f in model.spec.features if kinds.get(f.name) != f.kind]
+    if gone:
+        raise ModelError(
+            f"{tag}: the champion needs features that the definitions no longer have: {', '.join(gone)}; bring them "
+            "back and run `feast -c feature_repo apply`; or, as nothing can be compared with this champion, run "
+            "`tactful train`, read its report, then `tactful promote --force`"
+        )
 
 
 def model_predictions(frame: pd.DataFrame, campaign: Campaign, model: NumpyModel) -> pd.DataFrame:

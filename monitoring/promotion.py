@@ -27,7 +27,7 @@ from models.registry import model_path, pack, promote, read_pointer, rollback
 from models.verdicts import broken_weeks, in_weeks, read_verdicts, told
 from models.worth import SEND_NOTHING, rival_policies
 from monitoring.gate import GateVerdict, judge
-from monitoring.inputs import matured_frame, model_predictions, not_trained_on
+from monitoring.inputs import matured_frame, model_predictions, not_trained_on, require_features
 from monitoring.realised import measure_realised
 
 CERTAIN = 1.645  # standard errors above 0, one-sided 95%
@@ -103,7 +103,8 @@ def run_gate(campaign: Campaign, data: Path, tag: str, champion: str | None) -> 
     frame = frame[~in_weeks(frame["decided_at"], broken)].reset_index(drop=True)  # a verdict may be newer than the rows
     policies = {}
     if champion is not None:
-        model = NumpyModel.load(model_path(champion))
+        model, theirs = NumpyModel.load(model_path(champion)), NumpyModel.load(model_path(tag)).spec.features
+        require_features(champion, model, {feature.name: feature.kind for feature in theirs})
         frame = frame[not_trained_on(frame, campaign, model)].reset_index(drop=True)
         policies["champion"] = model_predictions(frame, campaign, model)["policy_arm"].to_numpy()
     challenger = policies["challenger"] = frame["policy_arm"].to_numpy()

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from campaign import Campaign, DataError
+from feature_repo.store import feature_schema, open_store
 from models.challenger import Challenger, Finish, Progress, train_challenger
 from models.forward import NumpyModel
 from models.registry import champion_tag, model_path
 from monitoring.decide import changed_since
+from monitoring.inputs import require_features
 from monitoring.promotion import Promotion, changing_champion, fall_back, last_decision, promote_challenger
 from monitoring.weekly import read_history
 
@@ -105,6 +107,8 @@ def train_against(
     """Train a challenger, from scratch and on from the champion where there is one."""
     tag = champion_tag()
     champion = NumpyModel.load(model_path(tag)) if tag else None
+    if tag and champion:  # the gate would say so too, after the training
+        require_features(tag, champion, feature_schema(open_store()).types)
     return train_challenger(
         campaign, as_of, data, finish=finish, progress=progress, champion=champion, since=since, page=page
     )
