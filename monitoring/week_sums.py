@@ -138,6 +138,11 @@ def _faults(frame: pd.DataFrame, features: Mapping[str, str], campaign: Campaign
     import pandera.pandas as pa
 
     number, text = pa.Column(float, nullable=True), pa.Column(object, pa.Check(_is_text), nullable=True)
+    arms = len(campaign.arm)
+
+    def one_of_every_arm(values: pd.Series) -> pd.Series:
+        return values.map(lambda chances: np.ndim(chances) == 1 and len(chances) == arms)
+
     finite = pa.Column(float, pa.Check(np.isfinite, element_wise=False), nullable=False)
     schema = pa.DataFrameSchema(
         {
@@ -147,6 +152,7 @@ def _faults(frame: pd.DataFrame, features: Mapping[str, str], campaign: Campaign
             "layer": pa.Column(object, pa.Check.isin(["holdout", "exploration", "experiment", "policy"])),
             "arm": pa.Column(int, pa.Check.in_range(0, len(campaign.arm) - 1), coerce=True),
             "propensity": pa.Column(float, pa.Check.in_range(0, 1, include_min=False)),
+            "propensities": pa.Column(object, pa.Check(one_of_every_arm)),
             "reason": pa.Column(object),
             "salts": pa.Column(object, nullable=True),
             "eligible_by_policy": pa.Column(bool),
@@ -200,9 +206,9 @@ def _arms(frame: pd.DataFrame, shares: pd.DataFrame) -> dict[str, Any]:
     own = table[np.arange(len(frame)), arm]
     random = (own > 0) & (own < 1)
     small = random & (table[:, 0] < holdout - 1e-9)  # the holdout alone makes control likelier
-    unequal = np.abs(own - frame["propensity"].to_numpy()) > 1e-9
-    off = small | (np.abs(table.sum(axis=1) - 1) > 1e-6) | unequal
-    outside = random & ~small & (layer != "holdout")
+    unequal = ~(np.abs(own - frame["propensity"].to_numpy()) <= 1e-9)
+    off = small | ~(np.abs(table.sum(axis=1) - 1) <= 1e-6) | unequal  # NaN is off too
+    outside = random & ~small & (layer != "holdout") & np.isfinite(table).all(axis=1)
     table = given_variant(table, variant_arm(frame, outside), shares)
     table[outside] = outside_holdout(table[outside], holdout[outside])
     eligible = frame["eligible_by_policy"].to_numpy()

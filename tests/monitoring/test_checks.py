@@ -115,6 +115,21 @@ BROKEN = {
         "calibration",
         "mean propensity 0.5556",  # 0.5 / 0.9: outside the holdout
     ),
+    "NaN among the propensities": (
+        lambda f: f.assign(propensities=[np.array([np.nan, 0.5]), *f["propensities"].tolist()[1:]]),
+        "propensity",
+        "^1 rows whose propensities do not sum to 1",
+    ),
+    "ragged propensities": (
+        lambda f: f.assign(propensities=[np.array([0.2, 0.3, 0.5]), *f["propensities"].tolist()[1:]]),
+        "schema",
+        "propensities: one_of_every_arm fails in 1 of 6000 rows, first value ",
+    ),
+    "no list of propensities": (
+        lambda f: f.assign(propensities=[None, None, *f["propensities"].tolist()[2:]]),
+        "schema",
+        "propensities: .* 2 of 6000 rows, first value None",
+    ),
     "propensities without the holdout": (
         lambda f: f.assign(
             propensities=[np.array([0.05, 0.95])] * len(f), propensity=np.where(f["arm"] == 1, 0.95, 0.05)
