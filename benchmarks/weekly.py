@@ -2,7 +2,8 @@
 
     .venv/bin/python benchmarks/weekly.py [PART ...] [--scale 0.2]      parts: see --help; default all
 
-Writes the section `monitoring` of docs/benchmarks.md; parts that are not run keep their last lines. One process; about
+Writes the table `monitoring` of docs/benchmarks.md, and nothing of what is written by hand around it; parts that are
+not run keep their last lines. One process; about
 16 minutes of one core for alarms, 8 for detection, 15 for the gate and as long as Evidently takes for speed. `--scale`
 takes a share of the years, runs, trials and rows. Figures carry Monte-Carlo standard errors and seeds. Small versions
 of the same measurements run in the tests.
@@ -257,16 +258,11 @@ def main(parts: list[str], scale: float) -> None:
         kept[part] = {"rows": PARTS[part](scale), "seconds": time.process_time() - began}
         store.parent.mkdir(parents=True, exist_ok=True)
         store.write_text(json.dumps(kept, indent=1))
-    lines = [
-        "## Weekly monitoring",
-        "",
-        "`python benchmarks/weekly.py`, seeds 100 to 700, processor seconds by part: ",
-    ]
-    lines[-1] += ", ".join(f"{part} {kept[part]['seconds']:.0f}" for part in PARTS if part in kept) + "."
-    lines += ["", "| promise | target | measured |", "| --- | --- | --- |"]
+    lines = ["| promise | target | measured |", "| --- | --- | --- |"]
     lines += [f"| {a} | {b} | {c} |" for part in PARTS if part in kept for a, b, c in kept[part]["rows"]]
     write_section(ROOT / "docs" / "benchmarks.md", "monitoring", "\n".join(lines))
     print("\n".join(lines))
+    print("processor seconds: " + ", ".join(f"{part} {kept[part]['seconds']:.0f}" for part in PARTS if part in kept))
 
 
 if __name__ == "__main__":

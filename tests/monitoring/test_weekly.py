@@ -102,6 +102,12 @@ def test_expected_rows_is_the_median_of_the_last_whole_weeks(profile):
     assert expected_rows([broken], profile) == profile["rows_per_week"]
 
 
+def test_only_the_measured_table_is_between_the_markers_that_a_benchmark_replaces():
+    text = DOCS.with_name("benchmarks.md").read_text(encoding="utf-8")
+    table = text.split("<!-- monitoring -->")[1].split("<!-- /monitoring -->")[0].strip()
+    assert all(line.startswith("|") for line in table.splitlines())
+
+
 def write_week(folder, name="2026-W40", **values):
     (folder / name).mkdir()
     monday = date.fromisoformat(f"{name}-1").isoformat()
