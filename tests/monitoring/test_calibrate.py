@@ -6,7 +6,8 @@ from monitored import campaign
 
 from campaign import DataError
 from models.verdicts import KEYS
-from monitoring.calibrate import FLOORS, calibrate, persisting_factor, prediction_bound, read_stats
+from monitoring.calibrate import FLOORS, RED_LINE_CEILING, calibrate, persisting_factor, prediction_bound, read_stats
+from monitoring.drift import psi_and_p
 
 
 def week(rng, effect=0.04):
@@ -59,6 +60,25 @@ def test_calibrate_covers_one_feature_that_moves_with_the_predictions():
 
 def test_calibrate_keeps_floors():
     assert calibrate(stats(30, 0.001), campaign()).proposed["drift_effect"] == FLOORS["drift_effect"]
+
+
+def test_calibrate_holds_the_red_line_where_a_new_market_still_passes_it():
+    """Six weeks bound it by whatever; a tenth of the users in an unknown category must still be past it."""
+    wild = stats(6)
+    for s, psi in zip(wild.values(), (0.01, 0.1, 0.02, 0.3, 0.05, 0.2), strict=True):
+        s["drift"]["columns"][0]["psi"] = psi
+    found = calibrate(wild, campaign())
+    assert found.red_line_wanted > 3
+    assert (
+        found.proposed["psi_red_line"] == RED_LINE_CEILING < psi_and_p(np.array([20_000, 0]), np.array([4_500, 500]))[0]
+    )
+    assert f"# psi_red_line: 6 weeks bound it by {found.red_line_wanted:.2g} only" in found.text()
+    assert "held at 0.5; calibrate again on more weeks" in found.text()
+    wild["2026-W11"]["drift"]["columns"][0]["psi"] = 0.8  # that was a quiet week too
+    assert calibrate(wild, campaign()).proposed["psi_red_line"] == 0.8
+    calm = calibrate(stats(12), campaign())
+    assert calm.red_line_wanted is None
+    assert "psi_red_line: " not in calm.text()
 
 
 def test_calibrate_new_weeks_stay_below():
