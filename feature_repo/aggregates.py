@@ -45,19 +45,19 @@ def _date(moment: str) -> str:
 _DAYS = f"{_date('event_timestamp')} AS day, {_date('greatest(event_timestamp, created_timestamp)')} AS arrived"
 
 USERS = """
-CREATE TEMP TABLE codes AS
+CREATE TABLE codes AS
 SELECT user_id, row_number() OVER (ORDER BY user_id)::INTEGER AS code FROM (SELECT DISTINCT user_id FROM raw_users)
 """
 
 PROFILES = f"""
-CREATE TEMP TABLE profiles AS
+CREATE TABLE profiles AS
 SELECT code, row_number() OVER (PARTITION BY code ORDER BY event_timestamp)::INTEGER AS version, {_DAYS},
        plan, country, device, age_band, epoch_us(signup_at) AS signup_us
 FROM {first_copies("raw_users", "user_id, event_timestamp")} JOIN codes USING (user_id)
 """
 
 DAILY_SESSIONS = f"""
-CREATE TEMP TABLE daily_sessions AS
+CREATE TABLE daily_sessions AS
 WITH daily AS MATERIALIZED (
     SELECT code, {_DAYS}, count(*)::DOUBLE AS sessions, sum(round(minutes * 1e6)) AS minutes_e6,
            sum(tracks)::DOUBLE AS tracks, sum(skips)::DOUBLE AS skips, sum(ads)::DOUBLE AS ads,
@@ -74,7 +74,7 @@ FROM daily LEFT JOIN late USING (code, day)
 """
 
 DAILY_MESSAGES = f"""
-CREATE TEMP TABLE daily_messages AS
+CREATE TABLE daily_messages AS
 SELECT code, {_DAYS}, count(*)::DOUBLE AS messages,
        (count(*) FILTER (WHERE action = 'clicked'))::DOUBLE AS clicks,
        (count(*) FILTER (WHERE action = 'dismissed'))::DOUBLE AS dismissals,
@@ -85,7 +85,7 @@ GROUP BY code, day, arrived
 """
 
 DAILY_SUBSCRIPTIONS = f"""
-CREATE TEMP TABLE daily_subscriptions AS
+CREATE TABLE daily_subscriptions AS
 SELECT code, {_DAYS},
        (count(*) FILTER (WHERE event = 'start'))::DOUBLE AS starts,
        (count(*) FILTER (WHERE event = 'cancel'))::DOUBLE AS cancels,
@@ -96,7 +96,7 @@ GROUP BY code, day, arrived
 
 # Snapshots of the days $first..$last, and the corrections made at the end of the day before each of them.
 ASOF = f"""
-CREATE OR REPLACE TEMP TABLE target AS
+CREATE OR REPLACE TABLE target AS
 WITH late AS (
     SELECT code, day, arrived FROM daily_sessions WHERE day < arrived
     UNION ALL SELECT code, day, arrived FROM daily_messages WHERE day < arrived
@@ -207,7 +207,7 @@ COLUMNS: dict[str, str] = {
 """Each column of a snapshot and its definition; counts, rates and days are Float64, the rest strings."""
 
 FEATURES = f"""
-CREATE OR REPLACE TEMP TABLE features AS
+CREATE OR REPLACE TABLE features AS
 SELECT user_id, target.day::TIMESTAMP AT TIME ZONE 'UTC' AS event_timestamp,
        known::TIMESTAMP AT TIME ZONE 'UTC' AS created_timestamp,
        {", ".join(f"{expression} AS {name}" for name, expression in COLUMNS.items())}, row, target.day, known

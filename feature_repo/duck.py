@@ -5,6 +5,7 @@ DuckDB is imported: `python -c`, a notebook, a spawned worker (it imports its mo
 """
 
 import os
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -12,9 +13,9 @@ import duckdb
 QUIET = "SET enable_progress_bar = false"  # no setting of duckdb.connect's `config`: DuckDB refuses it there
 
 
-def connect(**config: Any) -> duckdb.DuckDBPyConnection:
-    """A connection to a database in memory, with these settings."""
-    connection = duckdb.connect(config=config)
+def connect(database: Path | str = ":memory:", **config: Any) -> duckdb.DuckDBPyConnection:
+    """A connection to a database, in memory if not in a file, with these settings."""
+    connection = duckdb.connect(database, config=config)
     connection.execute(QUIET)
     return connection
 

@@ -19,6 +19,8 @@ from typing import Any, Literal, NamedTuple, cast
 
 import ibis
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from feast import FeatureView, FileSource, RepoConfig
 from feast.data_format import ParquetFormat
 from feast.infra.offline_stores.duckdb import DuckDBOfflineStore, DuckDBOfflineStoreConfig, _read_data_source
@@ -30,7 +32,6 @@ from ibis.expr.types import Table, Value
 from feature_repo.duck import QUIET
 
 ROW = "__row"
-Span = tuple[datetime, datetime]
 
 
 class AsofDuckDBOfflineStoreConfig(DuckDBOfflineStoreConfig):
@@ -67,8 +68,8 @@ class AsofDuckDBOfflineStore(DuckDBOfflineStore):
             when = infer_event_timestamp_from_entity_df(dict(zip(entity_df.columns, entity_df.dtypes, strict=True)))
             _limit_memory(getattr(config.offline_store, "memory_limit", "2GB"))
             engine = Engine(lambda source: _read(source, str(config.repo_path)), _asof)
-            span = _span(entity_df[when])
-            job.table = join(ibis.memtable(entity_df), when, views, filter_by_created_timestamp, engine, span)
+            entities, reach = ibis.memtable(entity_df), _reach(entity_df, when, views)
+            job.table = join(entities, when, views, filter_by_created_timestamp, engine, reach)
         return job  # type: ignore[no-any-return]
 
 
@@ -90,9 +91,17 @@ def _read(source: FileSource, repo_path: str) -> Table:
     return cast(Table, con.table(name))
 
 
-def _span(when: pd.Series) -> Span | None:
-    times = pd.to_datetime(when.dropna(), utc=True)
-    return (times.min().to_pydatetime(), times.max().to_pydatetime()) if len(times) else None
+def _reach(entities: pd.DataFrame, when: str, views: list["Asked"]) -> "Reach | None":
+    times = pd.to_datetime(entities[when].dropna(), utc=True)
+    if times.empty:
+        return None
+    keys = {}
+    for name in {entity for view in views for entity in view.keys.values()} & {*entities.columns}:
+        values = pa.array(entities[name], from_pandas=True)
+        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            limits = pc.min_max(values)
+            keys[name] = (limits["min"].as_py(), limits["max"].as_py())
+    return Reach((times.min().to_pydatetime(), times.max().to_pydatetime()), keys)
 
 
 class Asked(NamedTuple):
@@ -102,6 +111,16 @@ class Asked(NamedTuple):
     keys: dict[str, str]
     columns: dict[str, str]
     ttl: timedelta | None
+
+
+class Reach(NamedTuple):
+    """First and last time of the entity rows, and of their keys that are text: what lies outside need not be read.
+
+    Snapshots are ordered by user, so of a range of users Parquet's own limits leave few row groups.
+    """
+
+    times: tuple[datetime, datetime]
+    keys: dict[str, tuple[str, str]]
 
 
 class Engine(NamedTuple):
@@ -135,11 +154,11 @@ def asked_of(view: Any, refs: Sequence[str], full_names: bool) -> Asked:
 
 
 def join(
-    entities: Table, when: str, views: list[Asked], created_filter: bool, engine: Engine, span: Span | None = None
+    entities: Table, when: str, views: list[Asked], created_filter: bool, engine: Engine, reach: Reach | None = None
 ) -> Table:
     """Entity rows with the columns asked for, in Feast's order: those of the entities, then view by view.
 
-    `span`: the first and last time of the entity rows; what cannot be good then is not read.
+    What is not in `reach` is not read.
     """
     groups: list[list[Asked]] = []  # views answered by one join
     for view in views:
@@ -152,8 +171,8 @@ def join(
         prefix, view = f"__{number}_", group[0]
         columns = sorted({column for view in group for column in view.columns})
         rows = _known(engine.read(view.source), view, columns, created_filter, prefix)
-        rows = _within(rows, span, _longest(group), prefix)
         keys = {entity: prefix + key for key, entity in view.keys.items()}
+        rows = _within(rows, reach, _longest(group), keys, prefix) if reach else rows
         if prefix + ROW in rows.columns:
             fetched.append((prefix + ROW, rows.select(prefix + ROW, *(prefix + column for column in columns))))
             rows = rows.drop(*(prefix + column for column in columns))
@@ -213,13 +232,16 @@ def _known(table: Table, view: Asked, columns: list[str], created_filter: bool, 
     return table.drop_null([f"{prefix}ts", *([f"{prefix}created"] if created_filter else [])], how="any")
 
 
-def _within(rows: Table, span: Span | None, longest: timedelta | None, prefix: str) -> Table:
-    """Rows that are good at some time of the span: a row that has expired hides nothing but others that have."""
-    if span is None:
-        return rows
-    ts = rows[f"{prefix}ts"]
-    rows = rows.filter(ts <= ibis.literal(span[1]))
-    return rows.filter(ts >= ibis.literal(span[0] - longest)) if longest else rows
+def _within(rows: Table, reach: Reach, longest: timedelta | None, keys: dict[str, str], prefix: str) -> Table:
+    """Rows that are good for somebody at some time: one that has expired hides nothing but others that have."""
+    ts, (first, last) = rows[f"{prefix}ts"], reach.times
+    inside = [ts <= ibis.literal(last)]
+    if longest:
+        inside.append(ts >= ibis.literal(first - longest))
+    for entity, key in keys.items():
+        if entity in reach.keys and rows[key].type().is_string():
+            inside.append(rows[key].between(*reach.keys[entity]))
+    return rows.filter(inside)
 
 
 def _ever_newest(rows: Table, keys: list[str], prefix: str) -> Table:

@@ -32,6 +32,7 @@ CHUNK_ROWS = 500_000  # users x days computed at once: bounds memory, whatever t
 ROW_GROUP = 65_536
 ENGINES = ("duckdb", "spark")
 UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException, duckdb.BinderException, duckdb.ConversionException)
+FULL = "No space left"
 _DAY = timedelta(days=1)
 
 
@@ -101,10 +102,9 @@ def build_snapshots(
 
                 spark.build(logs, list(_chunks(days, spark.CHUNK_DAYS)), first, building, put)
             else:
-                with _connect(building, threads, memory_limit or ample_memory()) as con:
+                with _writing(features_dir), _connect(building, threads, memory_limit or ample_memory()) as con:
                     _load(con, logs_dir, logs)
-                    with _writing(features_dir):
-                        _build(con, days, first, building, put)
+                    _build(con, days, first, building, put)
         write_state(features_dir, files)
     return days
 
@@ -168,7 +168,9 @@ def _only_builder(features_dir: Path) -> Iterator[Path]:
 
 
 def _connect(building: Path, threads: int, memory_limit: str) -> duckdb.DuckDBPyConnection:
-    con = connect(threads=threads, memory_limit=memory_limit, temp_directory=str(building / "spill"))
+    """A database in a file: the daily totals are packed there, where tables in memory would be spilled eightfold."""
+    settings = {"threads": threads, "memory_limit": memory_limit, "temp_directory": str(building / "spill")}
+    con = connect(building / "work.duckdb", **settings)
     con.execute("SET TimeZone = 'UTC'")  # else dates are those of the machine's zone
     return con
 
@@ -190,6 +192,8 @@ def _load(con: duckdb.DuckDBPyConnection, logs_dir: Path, logs: dict[str, list[s
             con.execute(sql)
         con.execute(aggregates.DAILY_SUBSCRIPTIONS)
     except UNREADABLE as error:
+        if FULL in str(error):
+            raise
         reason = str(error).splitlines()[0]
         raise DataError(f"{logs_dir}: a log cannot be read: {reason}; `tactful check` names the file") from None
 
@@ -199,7 +203,7 @@ def _writing(features_dir: Path) -> Iterator[None]:
     """Turn what DuckDB says of a full disk into a StoreError."""
     try:
         yield
-    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+    except (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException) as error:
         reason = str(error).splitlines()[0]
         raise StoreError(
             f"{features_dir}: snapshots could not be built: {reason}; make room, then run the same command again: what "

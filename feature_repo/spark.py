@@ -203,7 +203,7 @@ def read_log(spark: SparkSession, log: str, files: list[str]) -> DataFrame:
 
 
 def _table(spark: SparkSession, building: Path, sql: str, values: dict[str, Any] | None = None) -> None:
-    """Run one CREATE TEMP TABLE of aggregates.py.
+    """Run one CREATE TABLE of aggregates.py.
 
     Written down between the steps: kept in memory, the plan of the last step would hold all steps before it, and Spark
     plan for minutes; and what is on disk need not be computed again when a worker dies.
@@ -215,7 +215,7 @@ def _table(spark: SparkSession, building: Path, sql: str, values: dict[str, Any]
 
 
 def translate(sql: str) -> tuple[str, str]:
-    """Name and query of a `CREATE TEMP TABLE name AS query` of DuckDB, the query in Spark's SQL.
+    """Name and query of a `CREATE TABLE name AS query` of DuckDB, the query in Spark's SQL.
 
     Beyond what sqlglot knows: MATERIALIZED and casts around unnest are dropped, epoch_us and TIMESTAMP get Spark's
     names, QUALIFY does not leave its helper column behind. A number for each row of a whole table would be given by

@@ -83,4 +83,4 @@ class SparkEngine(StreamingEngine):
 
 
 def _translated(query: str) -> str:
-    return spark_session.translate(f"CREATE TEMP TABLE q AS {query}")[1]
+    return spark_session.translate(f"CREATE TABLE q AS {query}")[1]

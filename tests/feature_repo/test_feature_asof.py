@@ -157,6 +157,14 @@ def test_asof_reads_only_rows_that_can_be_good(stores: Stores) -> None:
     assert 0 < found["long__n"].null_count < found["short__s"].null_count < len(entities)
 
 
+def test_asof_reads_only_users_that_are_asked_for(stores: Stores) -> None:
+    feast, ours, seed = stores
+    entities = entity_rows(seed)
+    first, last = sorted(entities["user"].dropna().unique())[2:4]
+    entities = entities[entities["user"].between(first, last)].reset_index(drop=True)
+    assert ask(ours, entities.copy(), True).equals(ask(feast, entities.copy(), True))
+
+
 def test_asof_keeps_to_its_memory_limit(stores: Stores) -> None:
     ask(stores[1], entity_rows(stores[2]), True)
     limit, folder = (

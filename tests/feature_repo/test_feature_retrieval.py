@@ -51,6 +51,16 @@ def frame(repo: Repo, decisions: pd.DataFrame) -> pd.DataFrame:
         return historical_features(open_store(repo.path), decisions)
 
 
+@pytest.mark.parametrize("rows", [1, 300])
+def test_historical_features_in_parts_are_the_same(
+    repo: Repo, decisions: pd.DataFrame, frame: pd.DataFrame, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feature_repo.retrieval.PART_ROWS", rows)
+    some = slice(None) if rows > 1 else slice(2_000, None)  # a user and a join for each row
+    found = historical_features(open_store(repo.path), decisions[some])
+    pd.testing.assert_frame_equal(found, frame[some])
+
+
 def test_historical_features_equal_oracle(frame: pd.DataFrame, decisions: pd.DataFrame, oracle: Oracle) -> None:
     days = set(day_range(START + DAY, LAST))
     snapshots, corrections = days - OUTAGE - ONLY_CORRECTIONS, days - OUTAGE

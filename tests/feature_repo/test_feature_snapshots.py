@@ -290,10 +290,13 @@ def test_stale_days_end_where_a_log_is_forgotten() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
-def test_build_says_that_the_disk_is_full_and_goes_on_when_there_is_room(small: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", ["12k", "60k", "250k"])
+def test_build_says_that_the_disk_is_full_and_goes_on_when_there_is_room(
+    small: Path, tmp_path: Path, size: str
+) -> None:
     features = tmp_path / "features"
     features.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=60k", "tmpfs", str(features)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(features)], check=True)
     try:
         with pytest.raises(
             StoreError, match=r"snapshots could not be built: .*No space left.*what is finished is kept"

@@ -100,7 +100,7 @@ def test_spark_says_which_file_is_broken_and_keeps_finished_days(logs_dir: Path,
 
 def test_translate_leaves_nothing_of_duckdb() -> None:
     name, query = spark.translate(
-        "CREATE TEMP TABLE t AS WITH c AS MATERIALIZED (SELECT 1 AS a) SELECT *, epoch_us(a::TIMESTAMP) AS us FROM c "
+        "CREATE TABLE t AS WITH c AS MATERIALIZED (SELECT 1 AS a) SELECT *, epoch_us(a::TIMESTAMP) AS us FROM c "
         "QUALIFY row_number() OVER (PARTITION BY a ORDER BY b) = 1"
     )
     assert name == "t"
