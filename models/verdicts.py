@@ -16,7 +16,9 @@ import numpy as np
 import pandas as pd
 
 from campaign import DataError
+from feature_repo.atomic import write_json
 
+ANSWERED = "retrained.json"
 KEYS = {"action", "champion", "data", "drift_weeks", "fallback", "monday", "reasons", "week"}
 
 
@@ -55,6 +57,31 @@ def _unreadable(folder: Path, why: str) -> DataError:
 def read_verdicts(monitoring_dir: Path) -> list[dict[str, Any]]:
     """Every week's decision.json, oldest first (DataError: as `read_verdict`)."""
     return [read_verdict(folder) for folder in week_folders(monitoring_dir) if (folder / "decision.json").exists()]
+
+
+def answered(monitoring_dir: Path) -> dict[str, str]:
+    """Weeks whose call for a retraining was answered: ISO week -> tag of the challenger that went through the gate.
+
+    Raises: DataError: the file is torn.
+    """
+    file = monitoring_dir / ANSWERED
+    try:
+        found: dict[str, str] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    except ValueError as error:
+        raise DataError(f"{file}: no JSON ({error}); remove it: the last week is then retrained once more") from None
+    return found
+
+
+def answer(monitoring_dir: Path, week: str, tag: str) -> None:
+    """Keep that a week's call for a retraining was answered by a challenger."""
+    write_json(monitoring_dir / ANSWERED, answered(monitoring_dir) | {week: tag})
+
+
+def forget_answers(monitoring_dir: Path, since: str) -> None:
+    """Forget the answers to an ISO week and all later ones."""
+    if (monitoring_dir / ANSWERED).exists():
+        kept = {week: tag for week, tag in answered(monitoring_dir).items() if week < since}
+        write_json(monitoring_dir / ANSWERED, kept)
 
 
 def broken_weeks(monitoring_dir: Path) -> dict[date, str]:

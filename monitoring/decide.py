@@ -253,7 +253,9 @@ def _still_waiting(urgent: Sequence[str], champion: str, earlier: Sequence[Mappi
 
 
 def _in_cooldown(week: date, earlier: Sequence[Mapping[str, Any]], campaign: Campaign) -> bool:
-    retrained = [date.fromisoformat(h["monday"]) for h in earlier if h["action"] == "retrain"]
+    # a week that was answered counts though it was judged again, with the champion that came of it
+    calls = [h for h in earlier if h["action"] == "retrain" or h.get("retrained")]
+    retrained = [date.fromisoformat(h["monday"]) for h in calls]
     return any((week - monday).days <= 7 * campaign.monitoring.cooldown_weeks for monday in retrained)
 
 

@@ -22,7 +22,7 @@ import pandas as pd
 
 from campaign import Campaign
 from feature_repo.atomic import replacing, write_json, write_text
-from models.verdicts import read_verdicts
+from models.verdicts import answered, read_verdicts
 from monitoring.checks import check_schema, check_week
 from monitoring.decide import Decision, Statistics, decide, week_name
 from monitoring.drift import Drift, measure_drift
@@ -190,8 +190,9 @@ def as_json(value: Any) -> Any:
 
 
 def read_history(out_dir: Path, before: date) -> list[dict[str, Any]]:
-    """Contents of every decision.json of weeks before a Monday, oldest first.
+    """Contents of every decision.json of weeks before a Monday, oldest first; `retrained`: the week was answered.
 
     Raises: DataError: a file is not a decision of schema 1.
     """
-    return [found for found in read_verdicts(out_dir) if date.fromisoformat(found["monday"]) < before]
+    earlier, done = [v for v in read_verdicts(out_dir) if date.fromisoformat(v["monday"]) < before], answered(out_dir)
+    return [verdict | {"retrained": verdict["week"] in done} for verdict in earlier]

@@ -25,7 +25,7 @@ from campaign import Campaign, StoreError
 from feature_repo.atomic import locked, replacing, write_json, write_text
 from feature_repo.log_files import STATE
 from models.challenger import Finish
-from models.verdicts import week_folders
+from models.verdicts import forget_answers, week_folders
 from rehearsal.script import RANDOM_WEEKS, Result, Script, Week
 
 if TYPE_CHECKING:
@@ -262,6 +262,7 @@ def _forget_unfinished(folder: Path, script: Script, week: int) -> None:
     for path in week_folders(data / "monitoring"):
         if path.name >= f"{monday:%G-W%V}":
             shutil.rmtree(path)
+    forget_answers(data / "monitoring", f"{monday:%G-W%V}")
     # the logs are written again, the same: no snapshot is stale for that
     (data / "features" / STATE).unlink(missing_ok=True)
     if week > 1:

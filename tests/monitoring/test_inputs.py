@@ -1,3 +1,4 @@
+import json
 from datetime import UTC, date, datetime
 from types import SimpleNamespace
 
@@ -6,8 +7,11 @@ import pytest
 
 from campaign import ModelError, load_campaign
 from models.forward import NumpyModel
+from models.verdicts import forget_answers
 from monitoring import inputs, promotion, retraining
+from monitoring.decide import _in_cooldown
 from monitoring.inputs import moving_features
+from monitoring.weekly import read_history
 
 NAMES = ["country", "minutes_7d", "minutes_90d", "days_since_session", "subscribed_ever", "account_age_days"]
 
@@ -61,3 +65,67 @@ def test_changed_feature_definitions_are_named_with_what_to_run(changed_definiti
 
 def test_features_that_were_added_do_no_harm():
     inputs.require_features("old", model(minutes_7d="numeric"), {"minutes_7d": "numeric", "rank": "numeric"})
+
+
+@pytest.fixture
+def alarm(tmp_path, monkeypatch):
+    """One week that asks for a retraining; trainings are counted, the gate promotes each."""
+    trained = []
+
+    def train(*_, **__):
+        trained.append(f"tactful:{len(trained)}")
+        return SimpleNamespace(tag=trained[-1])
+
+    monkeypatch.setattr(retraining, "train_against", train)
+    monkeypatch.setattr(retraining, "champion_tag", lambda: "old")
+    monkeypatch.setattr(retraining, "promote_challenger", lambda *a, **_: promotion.Promotion(a[2], a[2], True, None))
+    write_verdict(tmp_path, "2026-W41", "retrain")
+    return tmp_path, trained
+
+
+def write_verdict(data, week, action):
+    found = {"schema": 1, "week": week, "monday": date.fromisoformat(f"{week}-1").isoformat(), "action": action}
+    found |= {"champion": "old", "data": {"n": 1}, "drift_weeks": 2, "fallback": False, "reasons": ["red_line:x"]}
+    (data / "monitoring" / week).mkdir(parents=True, exist_ok=True)
+    (data / "monitoring" / week / "decision.json").write_text(json.dumps(found))
+
+
+def test_retrain_again_in_the_same_week_trains_nothing(alarm):
+    data, trained = alarm
+    campaign, now = load_campaign(), datetime(2026, 10, 12, tzinfo=UTC)
+    again = [retraining.retrain(campaign, data, as_of=now, now=now) for _ in range(2)]
+    assert trained == ["tactful:0"]
+    assert again[1].text() == (
+        "week 2026-W41: tactful:0 has answered its call already; --force trains another challenger"
+    )
+    assert again[1].summary() == {"action": "retrain", "trained": False, "answered": "tactful:0"}
+    retraining.retrain(campaign, data, as_of=now, now=now, force=True)
+    assert len(trained) == 2
+    write_verdict(data, "2026-W42", "retrain")
+    retraining.retrain(campaign, data, as_of=now, now=now)
+    assert len(trained) == 3
+    forget_answers(data / "monitoring", "2026-W42")  # a rehearsal that was killed in that week plays it again
+    retraining.retrain(campaign, data, as_of=now, now=now)
+    assert len(trained) == 4
+
+
+def test_a_retraining_that_died_is_done_again(alarm, monkeypatch):
+    data, trained = alarm
+    campaign, now = load_campaign(), datetime(2026, 10, 12, tzinfo=UTC)
+    with monkeypatch.context() as broken:
+        broken.setattr(retraining, "promote_challenger", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            retraining.retrain(campaign, data, as_of=now, now=now)
+    assert retraining.retrain(campaign, data, as_of=now, now=now).promotion.promoted
+    assert len(trained) == 2
+
+
+def test_the_cooldown_counts_a_week_that_was_judged_again_after_its_promotion(alarm):
+    data, _ = alarm
+    campaign, now = load_campaign(), datetime(2026, 10, 12, tzinfo=UTC)
+    retraining.retrain(campaign, data, as_of=now, now=now)
+    write_verdict(data, "2026-W41", "none")
+    history = read_history(data / "monitoring", date(2026, 10, 12))
+    assert _in_cooldown(date(2026, 10, 12), history, campaign)
+    forget_answers(data / "monitoring", "2026-W01")
+    assert not _in_cooldown(date(2026, 10, 12), read_history(data / "monitoring", date(2026, 10, 12)), campaign)

@@ -120,7 +120,7 @@ def test_read_history_knows_no_week_of_a_killed_run(tmp_path):
     found = write_week(tmp_path)
     for name in (".2026-W40.deadbeef.tmp", ".2026-W40.old", "workspace"):
         shutil.copytree(tmp_path / "2026-W40", tmp_path / name)
-    assert read_history(tmp_path, date(2026, 10, 26)) == [found]
+    assert read_history(tmp_path, date(2026, 10, 26)) == [found | {"retrained": False}]
     assert read_history(tmp_path, date(2026, 9, 28)) == []
 
 
