@@ -32,6 +32,7 @@ STUCK = 0.30  # of the rows elsewhere that turned to one bin of a number; a bell
 ONE_CATEGORY = 0.50  # the same of a category: a flood of users of one country is no broken data
 VANISHED, RENAMED = 0.1, 0.05  # an old category at a tenth of its share while new ones hold this much
 NO_VALUE = ("", "nan", "none", "null", "n/a", "undefined")  # written for a missing value; not NA, which is Namibia
+ZERO = -1  # in place of a bin
 REQUEST = ("hour_sin", "hour_cos", "is_evening", "surface_seen")  # whoever asks chooses when and where: any value goes
 LAYER_TOLERANCE, SEGMENT_TOLERANCE = 0.05, 0.25  # relative departure of a layer's share
 PROPENSITY_TOLERANCE = 0.05  # departure of an arm's share from its mean propensity
@@ -108,6 +109,7 @@ def _columns(profile: Profile, counts: Counts, campaign: Campaign) -> list[Check
     """Missing values, ranges, zeros, single values and renamed categories of every feature."""
     reference, n = reference_counts(profile), max(counts.n, 1)
     worst: dict[str, tuple[float, str]] = {}
+    turned_to: dict[str, str] = {}
     for name, column in profile["columns"].items():
         ref, now = reference.columns[name], counts.columns[name]
         missing, missing_ref = now.missing / n, ref.missing / reference.n
@@ -116,7 +118,8 @@ def _columns(profile: Profile, counts: Counts, campaign: Campaign) -> list[Check
             found["zeros"] = now.zeros / max(now.present, 1) - ref.zeros / max(ref.present, 1)
             if column["role"] == "feature":
                 kind = "one_category" if column["kind"] == "string" else "stuck"
-                found[kind] = _turned(_cells(column, ref), _cells(column, now))
+                found[kind], cell = _turned(_cells(column, ref), _cells(column, now))
+                turned_to[name] = _cell_in_words(column, cell)
         if column["role"] == "ignored":  # moves by itself; broken only when it is gone
             found = {"missing": missing - missing_ref if missing > 0.99 else 0.0}
         if isinstance(ref.bins, Mapping) and isinstance(now.bins, Mapping):
@@ -128,15 +131,17 @@ def _columns(profile: Profile, counts: Counts, campaign: Campaign) -> list[Check
         "missing": (campaign.monitoring.missing_delta, "share of rows without a value rose by {:.3f}"),
         "range": (FAR_SHARE, "{:.3f} of the rows are far outside the reference range"),
         "zeros": (ZEROS_RISE, "share of zeros rose by {:.3f}"),
-        "stuck": (STUCK, "{:.3f} of the rows turned to one value, or to values next to it"),
-        "one_category": (ONE_CATEGORY, "{:.3f} of the rows turned to one category"),
+        "stuck": (STUCK, "{:.3f} of the rows turned to one value or its neighbours, {}"),
+        "one_category": (ONE_CATEGORY, "{:.3f} of the rows turned to one category, {}"),
         "renamed": (RENAMED, "{:.3f} of the rows have a renamed category, or words for a missing one"),
     }
-    return [
-        Check(kind, worst[kind][0] <= limit, worst[kind][0], limit, f"{worst[kind][1]}: {text.format(worst[kind][0])}")
-        for kind, (limit, text) in allowed.items()
-        if kind in worst
-    ]
+    checks = []
+    for kind, (limit, text) in allowed.items():
+        if kind in worst:
+            value, name = worst[kind]
+            detail = f"{name}: {text.format(value, turned_to.get(name))}"
+            checks.append(Check(kind, value <= limit, value, limit, detail))
+    return checks
 
 
 def _cells(column: Mapping[str, Any], counts: ColumnCounts) -> dict[Any, int]:
@@ -145,20 +150,31 @@ def _cells(column: Mapping[str, Any], counts: ColumnCounts) -> dict[Any, int]:
         return dict(counts.bins)
     rows = np.array(counts.bins)
     rows[np.searchsorted(column["edges"], 0.0)] -= counts.zeros
-    return dict(enumerate(rows.tolist())) | {"zero": counts.zeros}
+    return {**dict(enumerate(rows.tolist())), ZERO: counts.zeros}
 
 
-def _turned(ref: Mapping[Any, int], now: Mapping[Any, int]) -> float:
-    """Largest share of the rows elsewhere that must have turned to one cell, zero left out.
+def _cell_in_words(column: Mapping[str, Any], cell: Any) -> str:
+    if cell is None:
+        return "none"
+    if column["kind"] == "string":
+        return repr(cell)
+    edges = [-np.inf, *column["edges"], np.inf]
+    return f"above {edges[cell]:g} up to {edges[cell + 1]:g}"
+
+
+def _turned(ref: Mapping[Any, int], now: Mapping[Any, int]) -> tuple[float, Any]:
+    """Largest share of the rows elsewhere that must have turned to one cell, zero left out; and that cell, or None.
 
     0 where a cell's share rose by less than ZEROS_RISE, or the week has too few values: a small rise of what nearly
     everybody has is no news.
     """
     n_ref, n_now = sum(ref.values()), sum(now.values())
     if not n_ref or n_now < MIN_GROUP:
-        return 0.0
-    shares = [(ref.get(cell, 0) / n_ref, rows / n_now) for cell, rows in now.items() if cell != "zero"]
-    return max(((new - old) / (1 - old) for old, new in shares if new - old >= ZEROS_RISE), default=0.0)
+        return 0.0, None
+    shares = [(ref.get(cell, 0) / n_ref, rows / n_now, cell) for cell, rows in now.items() if cell != ZERO]
+    return max(
+        (((new - old) / (1 - old), cell) for old, new, cell in shares if new - old >= ZEROS_RISE), default=(0.0, None)
+    )
 
 
 def _renamed(ref: Mapping[str, int], now: Mapping[str, int], *, any_news: bool) -> float:

@@ -130,7 +130,7 @@ def judge(
         reason = f"few_decisions: {counts.min()} of arm {few}, {MIN_ARM_ROWS} needed"
         return GateVerdict("needs_a_person", (reason,), ())
     if frame["user_id"].nunique() < MIN_ARM_ROWS:  # standard errors are between users: of one user they are 0
-        reason = f"few_users: the decisions are of {frame['user_id'].nunique()} users, {MIN_ARM_ROWS} needed"
+        reason = f"few_users: {frame['user_id'].nunique()} among the decisions, {MIN_ARM_ROWS} needed"
         return GateVerdict("needs_a_person", (reason,), ())
     scores = {name: _scores(frame, arm, mu_hat, campaign) for name, arm in policies.items()}
     scores["send_none"] = _scores(frame, np.zeros(n, dtype=np.int64), mu_hat, campaign)

@@ -265,7 +265,7 @@ def test_judge_one_user_needs_a_person(frame):
     """Its standard error is 0: without a word about it, whatever is above 0 were certain."""
     verdict = judge(frame.assign(user_id="u1"), policies(frame), mu_hat(frame), SETUP)
     assert verdict.verdict == "needs_a_person"
-    assert verdict.reasons == ("few_users: the decisions are of 1 users, 200 needed",)
+    assert verdict.reasons == ("few_users: 1 among the decisions, 200 needed",)
 
 
 def with_nan(mu):
