@@ -1,6 +1,6 @@
 """Features on one machine against what somebody would write by hand, and against Feast's own engines.
 
-    .venv/bin/python benchmarks/features.py [join|materialize|build ...] [--rounds 3] [--events 20000000]
+    .venv/bin/python benchmarks/features.py [join|materialize|build|spill ...] [--rounds 3] [--events 20000000]
 
 Writes the section `features` of docs/benchmarks.md; parts not run keep their last lines. The methods of a part take
 turns in one process, one thread each; a ratio is the median over the rounds of one method over the other in the same
@@ -9,6 +9,7 @@ round, of CPU time of this process (wall time beside it: on a busy machine it is
     join         1M entity rows x 30 features of 100k users (2, 8 and 8 rows a user, 2% of them late)
     materialize  20,000 users, the five views of this repository (33 features), into Redis and SQLite
     build        the snapshot of one day from raw logs; under DuckDB's memory limit of 1 GB
+    spill        the same of 200M events, ours alone (not among the default; 25 GB of disk)
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import UTC, date, datetime, timedelta
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +346,53 @@ def measure_build(work: Path, rounds: int, events: int) -> list[str]:
     ]
 
 
+def measure_spill(work: Path, events: int = 200_000_000, users: int = 2_470_000) -> list[str]:
+    """The snapshot of one day from more events than its memory holds; its messages are counted in another way."""
+    logs, features, day = work / "logs", work / "features", date(2026, 1, 1) + timedelta(days=90)
+    make_logs(logs, events, users, 90, 0.17)
+    print("logs made", flush=True)
+    disk = 0
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
+        built = alone.submit(build_spilling, logs, features, day)
+        while not built.done():
+            disk = max(disk, folder_bytes(features / ".building"))
+            time.sleep(1)
+    (cpu, wall), peak = built.result()
+    file = features / f"date={day}" / "snapshot.parquet"
+    known = f"event_timestamp < TIMESTAMPTZ '{day}' AND created_timestamp < TIMESTAMPTZ '{day}'"
+    ((rows, messages, counted),) = (
+        connect()
+        .execute(f"""SELECT count(*), sum(messages_90d)::BIGINT,
+        (SELECT count(DISTINCT message_id) FROM read_parquet('{logs}/messages/*/*.parquet') WHERE {known})
+        FROM '{file}'""")
+        .fetchall()
+    )
+    if (rows, messages) != (users, counted):
+        raise SystemExit(f"{rows:,} users and {messages:,} messages; expected {users:,} and {counted:,}")
+    return [
+        f"| one day's snapshot from {events / 1e6:,.0f}M events of {users:,} users, memory limit 1 GB | ends "
+        f"| {cpu:,.0f} s CPU, {wall:,.0f} s wall |",
+        f"| peak of the process, Python and libraries included; largest size on disk | | {peak:,.0f} MB; "
+        f"{disk / 1e9:,.1f} GB |",
+        f"| users, and messages of 90 days against distinct ids in the logs | equal | {rows:,}; {messages:,} |",
+    ]
+
+
+def build_spilling(logs: Path, features: Path, day: date) -> tuple[Spent, float]:
+    """CPU and wall seconds of one build, and the peak of its process in MB."""
+    spent, _ = timed(lambda: build_snapshots(logs, features, day, only={day}, memory_limit="1GB"))
+    return spent, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def folder_bytes(folder: Path) -> int:
+    """Size of what lies in a folder now; files may come and go."""
+    sizes = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            sizes += path.stat().st_size
+    return sizes
+
+
 def differences(one: Path, other: Path) -> dict[str, int]:
     """Rows that differ, by column: relative 1e-9 (the hand-written sums of minutes are floating-point)."""
     con, found = connect(), {}
@@ -368,7 +418,7 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=20_000_000)
     asked = parser.parse_args()
     warnings.simplefilter("ignore")
-    titles = {"join": "Join", "materialize": "Materialize", "build": "Build"}
+    titles = {"join": "Join", "materialize": "Materialize", "build": "Build", "spill": "Past memory"}
     if "<!-- features -->" not in DOCS.read_text(encoding="utf-8"):
         parts = "\n\n".join(f"<!-- features {name} -->\n<!-- /features {name} -->" for name in titles)
         intro = (
@@ -381,6 +431,8 @@ def main() -> None:
         try:
             if part == "build":
                 lines = measure_build(work, asked.rounds, asked.events)
+            elif part == "spill":
+                asked.rounds, lines = 1, measure_spill(work)
             else:
                 lines = {"join": measure_join, "materialize": measure_materialize}[part](work, asked.rounds)
         finally:
