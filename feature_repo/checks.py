@@ -25,7 +25,7 @@ EXPECTED = {
     "string": "a string",
     "timestamp": "a timestamp in UTC of at most microsecond precision: timestamp[us, tz=UTC]",
     "integer": "an integer",
-    "float": "a floating-point number",
+    "float": "a floating-point number of 32 or 64 bits",
     "boolean": "a boolean",
     "list<float>": "a list of floating-point numbers",
 }
@@ -100,6 +100,9 @@ def _file_problems(file: pq.ParquetFile, contract: Contract) -> Iterator[str]:
         only_nulls = pa.types.is_null(found) and column.nullable
         if not only_nulls and not _is_kind(found, column.kind):
             yield f"column {name!r} is {found}, must be {EXPECTED[column.kind]}{_advice(found)}"
+        twins = [other for other in schema.names if other.lower() == name.lower()]
+        if len(twins) > 1:  # DuckDB would read the first of them, Spark none
+            yield f"columns {', '.join(twins)} differ in upper and lower case alone; keep {name!r}, rename the other"
 
 
 def _is_kind(found: Any, kind: Kind) -> bool:
@@ -113,8 +116,13 @@ def _is_kind(found: Any, kind: Kind) -> bool:
     elif kind == "string":
         fits = types.is_string(found) or types.is_large_string(found) or types.is_string_view(found)
     else:
-        fits = {"integer": types.is_integer, "float": types.is_floating, "boolean": types.is_boolean}[kind](found)
+        fits = {"integer": types.is_integer, "float": _is_float, "boolean": types.is_boolean}[kind](found)
     return bool(fits)
+
+
+def _is_float(found: Any) -> bool:
+    """Spark reads no half floats."""
+    return bool(pa.types.is_float32(found) or pa.types.is_float64(found))
 
 
 def _advice(found: pa.DataType) -> str:
@@ -148,6 +156,10 @@ def _broken_rules(values: Any, column: Column) -> Iterator[tuple[Any, str]]:
         yield pc.is_null(values), "must not be null"
     if column.kind == "float":
         yield pc.invert(pc.is_finite(values)), "must be finite"
+    if pa.types.is_uint64(values.type):  # engines count in signed integers
+        too_large = pc.greater(values, pa.scalar(2**63 - 1, pa.uint64()))
+        yield too_large, "must be < 2^63"
+        values = pc.if_else(too_large, None, values).cast(pa.int64())
     if column.above is not None:
         yield pc.less_equal(values, column.above), f"must be > {column.above:g}"
     if column.minimum is not None:

@@ -12,9 +12,10 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date
+from functools import reduce
 from glob import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -198,8 +199,40 @@ def read_files(spark: SparkSession, pattern: str) -> DataFrame:
 
 def read_log(spark: SparkSession, log: str, files: list[str]) -> DataFrame:
     """Rows of a log: the columns of the contract, in the types of aggregates.py; absent ones are null."""
-    schema = ", ".join(f"{name} {SQL_TYPES[column.kind]}" for name, column in LOGS[log].columns.items())
-    return spark.read.schema(schema).parquet(*map(uri, files)) if files else spark.createDataFrame([], schema)
+    return read_as(spark, files, {name: SQL_TYPES[column.kind] for name, column in LOGS[log].columns.items()})
+
+
+def read_as(spark: SparkSession, files: Sequence[str], types: Mapping[str, str]) -> DataFrame:
+    """Rows of Parquet files: columns in these SQL types, as DuckDB casts them; absent ones are null.
+
+    Spark itself reads neither a column without any value (pyarrow's type null) nor UINT64 as the type that is asked
+    for, so files that have such columns are read apart.
+    """
+    alike: dict[str, list[str]] = {}
+    for file in files:
+        alike.setdefault(_readable(file, types), []).append(uri(file))
+    frames = [spark.read.schema(schema).parquet(*paths) for schema, paths in alike.items()]
+    typed = [
+        frame.selectExpr(
+            *(f"CAST({name if name in frame.columns else 'NULL'} AS {kind}) AS {name}" for name, kind in types.items())
+        )
+        for frame in frames
+    ]
+    return reduce(lambda one, other: one.unionAll(other), typed) if typed else spark.createDataFrame([], _ddl(types))
+
+
+def _readable(file: str, types: Mapping[str, str]) -> str:
+    """The schema to read a file with; what is wrong with one that has no footer, Spark says."""
+    try:
+        stored = {field.name: field.type for field in pq.read_schema(file)}
+    except (pa.ArrowException, OSError):
+        stored = {}
+    decimals = {name: "DECIMAL(20,0)" for name in types if stored.get(name) == pa.uint64()}
+    return _ddl({name: kind for name, kind in {**types, **decimals}.items() if stored.get(name) != pa.null()})
+
+
+def _ddl(types: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {kind}" for name, kind in types.items())
 
 
 def _table(spark: SparkSession, building: Path, sql: str, values: dict[str, Any] | None = None) -> None:

@@ -101,8 +101,8 @@ def written(frame: DataFrame, folder: Path) -> DataFrame:
 
 def spark_decisions(decisions_dir: Path) -> DataFrame:
     """Every compacted decision, also one that is there twice; a column that a file has not is null."""
-    kinds = ", ".join(f"{name} {SQL_TYPES.get(name, 'STRING')}" for name in COLUMNS)
-    return engine.session().read.schema(kinds).parquet(*map(engine.uri, decision_files(decisions_dir)))
+    types = {name: SQL_TYPES.get(name, "STRING") for name in COLUMNS}
+    return engine.read_as(engine.session(), decision_files(decisions_dir), types)
 
 
 def _kept(decisions: DataFrame, keep: Callable[[pd.DataFrame], np.ndarray]) -> DataFrame:

@@ -55,9 +55,24 @@ VALUES = [
     (
         "sessions",
         lambda f: f.assign(minutes="5"),
-        "column 'minutes' is string, must be a floating-point number; export it",
+        "column 'minutes' is string, must be a floating-point number of 32 or 64 bits; export it",
     ),
     ("sessions", lambda f: f.assign(tracks=1.5), "column 'tracks' is double, must be an integer"),
+    (
+        "sessions",
+        lambda f: f.assign(minutes=f["minutes"].astype("float16")),
+        "column 'minutes' is halffloat, must be a floating-point number of 32 or 64 bits; export it",
+    ),
+    (
+        "sessions",
+        lambda f: f.assign(Minutes=0.0, MINUTES=0.0),
+        "columns minutes, Minutes, MINUTES differ in upper and lower case alone; keep 'minutes', rename the other",
+    ),
+    (
+        "sessions",
+        lambda f: f.assign(tracks=np.full(len(f), 2**63, np.uint64)),
+        r"column 'tracks' must be < 2\^63: (\d+) of \1 rows are not, for example row 0: 9223372036854775808",
+    ),
     ("sessions", lambda f: f.assign(user_id=range(len(f))), "column 'user_id' is int64, must be a string"),
     (
         "sessions",

@@ -11,6 +11,7 @@ import time
 from datetime import date, timedelta
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,8 +31,18 @@ DAY = timedelta(days=1)
 def logs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "logs"
     write_logs(make_logs(users=120, days=DAYS), folder, DAYS)
+    retype(folder / "users" / f"date={START + DAY}", "age_band", pa.null())  # as pandas writes a day without any
+    retype(folder / "sessions" / f"date={START + DAY}", "tracks", pa.uint64())
     assert ingest(folder, folder.parent / "quarantine") == []
     return folder
+
+
+def retype(folder: Path, column: str, kind: pa.DataType) -> None:
+    """Write the file of a folder again, a column in another type that the contract takes."""
+    file = folder / "part-0.parquet"
+    table = pq.read_table(file, partitioning=None)
+    values = pa.nulls(len(table)) if pa.types.is_null(kind) else table[column].cast(kind)
+    pq.write_table(table.set_column(table.schema.get_field_index(column), column, values), file)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +107,27 @@ def test_spark_says_which_file_is_broken_and_keeps_finished_days(logs_dir: Path,
         build_snapshots(tmp_path / "logs", tmp_path / "features", last, only=[last], engine="spark")
     assert not (tmp_path / "features" / f"date={last}").exists()
     assert (tmp_path / "features" / f"date={last - DAY}" / "snapshot.parquet").exists()
+
+
+def test_read_as_takes_what_duckdb_takes(tmp_path: Path) -> None:
+    """Files of different types, without a column, or with nothing but nulls in it."""
+    columns = [
+        {"id": ["a"], "n": pa.array([3], pa.uint64()), "s": pa.nulls(1)},
+        {"id": ["b"], "n": pa.array([4], pa.int32()), "s": ["x"]},
+        {"id": ["c"], "s": pa.array(["y"]).dictionary_encode()},
+        {"id": ["d"], "n": pa.array([2**63 - 1], pa.uint64()), "s": pa.nulls(1)},
+    ]
+    for i, table in enumerate(columns):
+        pq.write_table(pa.table(table), tmp_path / f"{i}.parquet")
+    files, types = [str(file) for file in tmp_path.glob("*.parquet")], {"s": "STRING", "n": "BIGINT", "id": "STRING"}
+    found = spark.read_as(spark.session(), files, types)
+    told = duckdb.sql(
+        "SELECT s::VARCHAR AS s, n::BIGINT AS n, id::VARCHAR AS id "
+        f"FROM read_parquet('{tmp_path}/*.parquet', union_by_name=true) ORDER BY id"
+    )
+    assert found.dtypes == [("s", "string"), ("n", "bigint"), ("id", "string")]
+    assert sorted(map(tuple, found.collect()), key=lambda row: row[2]) == told.fetchall()
+    assert told.fetchall() == [(None, 3, "a"), ("x", 4, "b"), ("y", None, "c"), (None, 2**63 - 1, "d")]
 
 
 def test_translate_leaves_nothing_of_duckdb() -> None:
