@@ -77,7 +77,8 @@ def _limit_memory(limit: str) -> None:
     con: Any = ibis.get_backend()
     con.raw_sql(f"SET memory_limit = '{limit}'")
     if con.raw_sql("SELECT current_setting('temp_directory')").fetchone() == (".tmp",):  # DuckDB's own, in any folder
-        con.raw_sql(f"SET temp_directory = '{tempfile.gettempdir()}/tactful-duckdb-{os.getpid()}'")
+        spill = f"{tempfile.gettempdir()}/tactful-duckdb-{os.getpid()}".replace("'", "''")
+        con.raw_sql(f"SET temp_directory = '{spill}'")
 
 
 def _read(source: FileSource, repo_path: str) -> Table:
@@ -166,9 +167,12 @@ def join(
         if not group:
             groups.append(group)
         group.append(view)
+    ours = "__"  # begins the columns of this join, and none that was given
+    while any(name.startswith(ours) for name in entities.columns):
+        ours += "_"
     joined, fetched, numbers = entities, [], {}
     for number, group in enumerate(groups):
-        prefix, view = f"__{number}_", group[0]
+        prefix, view = f"{ours}{number}_", group[0]
         columns = sorted({column for view in group for column in view.columns})
         rows = _known(engine.read(view.source), view, columns, created_filter, prefix)
         keys = {entity: prefix + key for key, entity in view.keys.items()}
@@ -184,7 +188,7 @@ def join(
         )
     for row, features in fetched:
         joined = joined.left_join(features, [(row, row)], rname="{name}_again")
-    prefix_of = {id(view): f"__{number}_" for number, group in enumerate(groups) for view in group}
+    prefix_of = {id(view): f"{ours}{number}_" for number, group in enumerate(groups) for view in group}
     features = []
     for view in views:
         prefix = prefix_of[id(view)]

@@ -224,3 +224,46 @@ def test_asof_with_the_machine_in_another_zone(tmp_path: Path) -> None:
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     here = ask(make_store(tmp_path / "here", OURS, 1), entity_rows(1), True)
     assert done.stdout.split("DIGEST ")[1] == f"{here.to_pydict()}\n"
+
+
+def odd_store(folder: Path, offline: str, ttl: timedelta) -> FeatureStore:
+    """One view of 400 rows, without created times."""
+    store = make_store(folder, offline, 1)
+    rows = source_rows(1).drop_duplicates(["user", "at"])
+    rows.to_parquet(folder / "odd.parquet")
+    source = FileSource(name="o", path=str(folder / "odd.parquet"), timestamp_field="at")
+    user = store.get_entity("user")
+    store.apply(
+        [FeatureView(name="odd", entities=[user], ttl=ttl, schema=[Field(name="n", dtype=Int64)], source=source)]
+    )
+    return store
+
+
+def expired_edges(rows: pd.DataFrame, ttl: timedelta) -> pd.DataFrame:
+    """Entity rows where a row expires, and a microsecond before and after."""
+    last = rows.sort_values("at").drop_duplicates("user", keep="last")
+    when = [last["at"] + ttl + pd.Timedelta(us, "us") for us in (-1, 0, 1)]
+    users = pd.concat([last["user"]] * 3, ignore_index=True)
+    stamps = pd.concat(when, ignore_index=True).dt.as_unit("us")
+    return pd.DataFrame({"row": range(len(users)), "user": users, "event_timestamp": stamps})
+
+
+@pytest.mark.parametrize("ttl", [timedelta(hours=30), timedelta(days=2), timedelta(days=1, microseconds=7)])
+def test_asof_good_up_to_any_ttl(ttl: timedelta, tmp_path: Path) -> None:
+    """Feast's own store refuses a ttl of days and hours; its rule, good up to and including the ttl, holds for all."""
+    rows = source_rows(1).drop_duplicates(["user", "at"])
+    entities = expired_edges(rows, ttl)
+    job = odd_store(tmp_path / "ours", OURS, ttl).get_historical_features(entities.copy(), ["odd:n"])
+    found = job.to_arrow().sort_by("row")["n"].to_pylist()
+    newest = rows.sort_values("at").drop_duplicates("user", keep="last")["n"].tolist()
+    assert found == newest * 2 + [None] * len(newest)
+    if not ttl.seconds and not ttl.microseconds:
+        feast = odd_store(tmp_path / "feast", "duckdb", ttl).get_historical_features(entities.copy(), ["odd:n"])
+        assert feast.to_arrow().sort_by("row")["n"].to_pylist() == found
+
+
+def test_asof_takes_entity_columns_of_any_name(stores: Stores) -> None:
+    entities = entity_rows(stores[2]).assign(__0_ts="mine", __0_known=1.0, __1_user="too", ___0_created=2)
+    expected, found = (ask(store, entities.copy(), True) for store in stores[:2])
+    assert found.column_names == expected.column_names
+    assert found.equals(expected)
