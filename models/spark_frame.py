@@ -28,7 +28,7 @@ from models.splits import split_of
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame  # type: ignore[import-not-found]
 
-USERS_OF_TASK = 50_000  # decisions sieved at once; bounds the memory of a worker
+DECISIONS_OF_TASK = 50_000  # sieved at once; bounds the memory of a worker
 SQL_TYPES = {
     "decided_at": "TIMESTAMP",
     "feature_timestamp": "TIMESTAMP",
@@ -116,7 +116,7 @@ def _kept(decisions: DataFrame, keep: Callable[[pd.DataFrame], np.ndarray]) -> D
 def _counted(decisions_dir: Path, campaign: Campaign, as_of: datetime, broken: tuple[date, ...]) -> DataFrame:
     """Decisions that count, by `models.frame.sieve`; a user's decisions meet in one task."""
     decisions = spark_decisions(decisions_dir)
-    tasks = max(1, decisions.count() // USERS_OF_TASK)
+    tasks = max(1, decisions.count() // DECISIONS_OF_TASK)
     arms = len(campaign.arm)
 
     def counted(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
