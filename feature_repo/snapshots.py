@@ -276,7 +276,7 @@ def _write(con: duckdb.DuckDBPyConnection, day: date, folder: Path) -> None:
         rows = f"FROM features WHERE known = DATE '{day}' AND {which}"
         if name == "corrections" and con.execute(f"SELECT 1 {rows} LIMIT 1").fetchone() is None:
             continue
-        path = folder / f"{name}.parquet"
+        path = str(folder / f"{name}.parquet").replace("'", "''")
         con.execute(
             f"COPY (SELECT * EXCLUDE (row, day, known) {rows} ORDER BY row) TO '{path}' "
             f"(FORMAT parquet, COMPRESSION snappy, ROW_GROUP_SIZE {ROW_GROUP})"

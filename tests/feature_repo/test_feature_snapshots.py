@@ -311,3 +311,10 @@ def test_build_says_that_the_disk_is_full_and_goes_on_when_there_is_room(
         assert kept.items() <= contents(features).items()
     finally:
         subprocess.run(["umount", str(features)], check=True)
+
+
+def test_build_in_folders_with_a_quote_in_their_names(small: Path, tmp_path: Path) -> None:
+    shutil.copytree(small, tmp_path / "the user's logs")
+    build_snapshots(tmp_path / "the user's logs", tmp_path / "it's here", START + 3 * DAY)
+    build_snapshots(small, tmp_path / "plain", START + 3 * DAY)
+    assert contents(tmp_path / "it's here") == contents(tmp_path / "plain")
