@@ -20,6 +20,14 @@ def connect(database: Path | str = ":memory:", **config: Any) -> duckdb.DuckDBPy
     return connection
 
 
+def ran_out_of(error: Exception) -> str | None:
+    """What a query failed for want of: "disk", "memory", or neither (None)."""
+    told = str(error)
+    if "No space left on device" in told or "failed to offload" in told:  # the latter DuckDB calls out of memory
+        return "disk"
+    return "memory" if isinstance(error, duckdb.OutOfMemoryException) else None
+
+
 def ample_memory() -> str:
     """A `memory_limit` for one large step: 4 GB, or half of the machine's memory where that is less."""
     megabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2_000_000

@@ -25,14 +25,13 @@ from campaign import DataError, StoreError, now
 from feature_repo import aggregates
 from feature_repo.atomic import locked
 from feature_repo.contracts import LOGS
-from feature_repo.duck import ample_memory, connect
+from feature_repo.duck import ample_memory, connect, ran_out_of
 from feature_repo.log_files import arrival, log_files, read_state, stale_days, stamps, write_state
 
 CHUNK_ROWS = 500_000  # users x days computed at once: bounds memory, whatever the range
 ROW_GROUP = 65_536
 ENGINES = ("duckdb", "spark")
 UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException, duckdb.BinderException, duckdb.ConversionException)
-FULL = "No space left"
 _DAY = timedelta(days=1)
 
 
@@ -102,7 +101,8 @@ def build_snapshots(
 
                 spark.build(logs, list(_chunks(days, spark.CHUNK_DAYS)), first, building, put)
             else:
-                with _writing(features_dir), _connect(building, threads, memory_limit or ample_memory()) as con:
+                limit = memory_limit or ample_memory()
+                with _short_of(features_dir, limit), _connect(building, threads, limit) as con:
                     _load(con, logs_dir, logs)
                     _build(con, days, first, building, put)
         write_state(features_dir, files)
@@ -192,22 +192,26 @@ def _load(con: duckdb.DuckDBPyConnection, logs_dir: Path, logs: dict[str, list[s
             con.execute(sql)
         con.execute(aggregates.DAILY_SUBSCRIPTIONS)
     except UNREADABLE as error:
-        if FULL in str(error):
+        if ran_out_of(error):
             raise
         reason = str(error).splitlines()[0]
         raise DataError(f"{logs_dir}: a log cannot be read: {reason}; `tactful check` names the file") from None
 
 
 @contextmanager
-def _writing(features_dir: Path) -> Iterator[None]:
-    """Turn what DuckDB says of a full disk into a StoreError."""
+def _short_of(features_dir: Path, memory_limit: str) -> Iterator[None]:
+    """Turn what DuckDB says of a full disk, or of too little memory, into a StoreError."""
     try:
         yield
     except (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.TransactionException) as error:
-        reason = str(error).splitlines()[0]
+        advice = {
+            "disk": "make room",
+            "memory": f"memory_limit == {memory_limit!r} is too little (default: half of the machine's memory, at most "
+            "4 GB): give more, or set TACTFUL_ENGINE=spark",
+        }.get(ran_out_of(error) or "", "mend that")
         raise StoreError(
-            f"{features_dir}: snapshots could not be built: {reason}; make room, then run the same command again: what "
-            "is finished is kept"
+            f"{features_dir}: snapshots could not be built: {str(error).splitlines()[0]}; {advice}; then run the same "
+            "command again: what is finished is kept"
         ) from None
 
 

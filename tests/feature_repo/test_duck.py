@@ -3,8 +3,10 @@
 import subprocess
 import sys
 
+import duckdb
+
 from campaign import ROOT
-from feature_repo.duck import ample_memory, connect
+from feature_repo.duck import ample_memory, connect, ran_out_of
 
 ASK = """
 import duckdb
@@ -32,3 +34,12 @@ def test_ample_memory_is_half_of_the_machine_at_most(monkeypatch):
     assert ample_memory() == "4000MB"
     asked = connect(memory_limit=ample_memory()).execute("SELECT current_setting('memory_limit')")
     assert asked.fetchone() == ("3.7 GiB",)
+
+
+def test_ran_out_of() -> None:
+    spilled = "Out of Memory Error: failed to offload data block of size 32.0 KiB (896.0 KiB/921.5 KiB used)."
+    allocated = "Out of Memory Error: could not allocate block of size 256.0 KiB (4.5 MiB/4.7 MiB used)"
+    assert ran_out_of(duckdb.OutOfMemoryException(spilled)) == "disk"
+    assert ran_out_of(duckdb.OutOfMemoryException(allocated)) == "memory"
+    assert ran_out_of(duckdb.IOException('Could not write file "x": No space left on device')) == "disk"
+    assert ran_out_of(duckdb.IOException("No files found")) is None

@@ -318,3 +318,10 @@ def test_build_in_folders_with_a_quote_in_their_names(small: Path, tmp_path: Pat
     build_snapshots(tmp_path / "the user's logs", tmp_path / "it's here", START + 3 * DAY)
     build_snapshots(small, tmp_path / "plain", START + 3 * DAY)
     assert contents(tmp_path / "it's here") == contents(tmp_path / "plain")
+
+
+def test_build_says_that_it_had_too_little_memory(small: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"Out of Memory.*memory_limit == '1MB' is too little .*give more") as told:
+        build_snapshots(small, tmp_path, memory_limit="1MB")
+    assert "make room" not in str(told.value)
+    assert contents(tmp_path) == {}
