@@ -30,6 +30,7 @@ from feast.infra.registry.base_registry import BaseRegistry
 from campaign import StoreError
 from feature_repo.duck import connect
 from feature_repo.offline import is_parquet
+from feature_repo.store import reading
 from feature_repo.values import encode, entity_keys
 from feature_repo.writers import Batch, Part, write_redis, write_sqlite
 
@@ -83,20 +84,18 @@ class StreamingEngine(LocalComputeEngine):
         return plain and known_store and not search
 
     def _stream(self, tasks: list[MaterializationTask]) -> Exception | None:
+        source: Any = tasks[0].feature_view.batch_source
+        times = [source.timestamp_field, source.created_timestamp_column]
+        wanted = [*source_columns(tasks).values(), *filter(None, times)]
         try:
             with (
+                reading(source.path, wanted, "batch_engine"),
                 tempfile.TemporaryDirectory(prefix="tactful-") as spill,
                 connect(**self.duckdb_config, temp_directory=spill) as con,
             ):
                 con.execute("SET TimeZone = 'UTC'")
                 for rows in _newest(con, tasks, by_key=isinstance(self.online_store, SqliteOnlineStore)):
                     write(self.online_store, self.repo_config, rows, wanted_of(tasks))
-        except duckdb.Error as error:
-            source: Any = tasks[0].feature_view.batch_source
-            reason = str(error).splitlines()[0]
-            return StoreError(
-                f"{source.path} cannot be read: {reason}; write its files anew with the columns of the views"
-            )
         # The contract of a Feast engine: an error is part of the job, and Feast raises it.
         except Exception as error:  # noqa: BLE001
             return error
@@ -217,9 +216,7 @@ def window_sql(tasks: list[MaterializationTask], table: str) -> str:
     view = tasks[0].feature_view
     source: Any = view.batch_source
     start, end = min(_window(task)[0] for task in tasks), tasks[0].end_time.astimezone(UTC)
-    columns = dict.fromkeys([*view.join_keys, *(f.name for task in tasks for f in task.feature_view.features)])
-    mapping = {new: old for old, new in source.field_mapping.items()}
-    selected = ", ".join(f"{_name(mapping.get(column, column))} AS {_name(column)}" for column in columns)
+    selected = ", ".join(f"{_name(stored)} AS {_name(column)}" for column, stored in source_columns(tasks).items())
     created = (
         f"{_name(source.created_timestamp_column)}::TIMESTAMPTZ"
         if source.created_timestamp_column
@@ -228,6 +225,15 @@ def window_sql(tasks: list[MaterializationTask], table: str) -> str:
     at = f"{_name(source.timestamp_field)}::TIMESTAMPTZ"
     between = f"BETWEEN '{start.isoformat()}'::TIMESTAMPTZ AND '{end.isoformat()}'::TIMESTAMPTZ"
     return f"SELECT {selected}, {at} AS __at, {created}::TIMESTAMPTZ AS __created FROM {table} WHERE {at} {between}"
+
+
+def source_columns(tasks: list[MaterializationTask]) -> dict[str, str]:
+    """Keys and features of the views, and what their source calls them."""
+    view = tasks[0].feature_view
+    source: Any = view.batch_source
+    columns = dict.fromkeys([*view.join_keys, *(f.name for task in tasks for f in task.feature_view.features)])
+    mapping = {new: old for old, new in source.field_mapping.items()}
+    return {column: mapping.get(column, column) for column in columns}
 
 
 def newest_sql(tasks: list[MaterializationTask]) -> tuple[str, str]:

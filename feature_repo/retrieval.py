@@ -18,7 +18,15 @@ import pyarrow.parquet as pq
 
 from campaign import DataError, StoreError
 from feature_repo.online import UNKNOWN_HOUR, UNKNOWN_SURFACE, OnlineRows, online_features
-from feature_repo.store import FeatureSchema, feature_schema, materialize, open_store, snapshot_file
+from feature_repo.store import (
+    FeatureSchema,
+    feature_schema,
+    materialize,
+    open_store,
+    reading,
+    snapshot_file,
+    source_path,
+)
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -51,17 +59,19 @@ def historical_features(store: FeatureStore, entity_frame: pd.DataFrame, service
 
     Raises:
         DataError: a column is missing, naive, null, or named like a feature.
-        StoreError: Feast returned other rows than were asked for.
+        StoreError: a snapshot cannot be read or lacks a column, or Feast returned other rows than were asked for.
     """
     schema = feature_schema(store, service)
     rows = _entity_rows(entity_frame, schema)
     types = {"numeric": np.float64, "string": object}
     features = {name: np.empty(len(rows), types[kind]) for name, kind in schema.types.items()}
+    stored = ["user_id", "event_timestamp", "created_timestamp", *schema.views]
     for asked in _by_user(rows):
-        job = store.get_historical_features(
-            entity_df=asked, features=store.get_feature_service(service), filter_by_created_timestamp=True
-        )
-        found = job.to_arrow()
+        with reading(source_path(store), stored, "offline_store"):
+            job = store.get_historical_features(
+                entity_df=asked, features=store.get_feature_service(service), filter_by_created_timestamp=True
+            )
+            found = job.to_arrow()
         row_id = found["row_id"].to_numpy()
         if not np.array_equal(np.sort(row_id), asked["row_id"].to_numpy()):
             raise StoreError(

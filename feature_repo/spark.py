@@ -30,6 +30,7 @@ from sqlglot.transforms import eliminate_qualify
 from campaign import DataError, StoreError
 from feature_repo import aggregates
 from feature_repo.contracts import LOGS
+from feature_repo.store import parquet_columns
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession  # type: ignore[import-not-found]
@@ -181,14 +182,14 @@ def read_files(spark: SparkSession, pattern: str) -> DataFrame:
 
     Spark takes the columns of one file, and without a word gives nulls where another lacks them.
 
-    Raises: StoreError: there is no file, or columns are not those of the newest one.
+    Raises: StoreError: there is no file, one is not whole, or columns are not those of the newest one.
     """
     files = sorted(glob(pattern))
     if not files:
         raise StoreError(f"{pattern}: no such file; run `tactful features`")
-    newest = set(pq.read_schema(files[-1]).names)
+    newest = set(parquet_columns(files[-1]))
     for file in files:
-        other = newest ^ set(pq.read_schema(file).names)
+        other = newest ^ set(parquet_columns(file))
         if other:
             raise StoreError(
                 f"{file}: columns {sorted(other)} are in this file or in {files[-1]}, not in both; files of another "

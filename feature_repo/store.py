@@ -9,18 +9,22 @@ import os
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from glob import glob
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING
 from unittest import mock
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import typeguard
 
 from campaign import StoreError, data_dir
+from feature_repo.duck import ran_out_of
 
 if TYPE_CHECKING:
     from feast import FeatureStore
@@ -70,7 +74,7 @@ def open_store(repo_path: Path | str | None = None) -> FeatureStore:
             f"{file}: no such profile; TACTFUL_STORE == {profile!r}, set it to one of {', '.join(sorted(names))}"
         )
     store = FeatureStore(repo_path=str(repo), fs_yaml_file=file)
-    applied = _source_path(store)
+    applied = source_path(store)
     # Feast looks for -f from the folder the command runs in, not from -c
     advice = f"run `feast -c {repo}{'' if profile == 'local' else f' -f {file}'} apply`"
     if not applied:
@@ -108,8 +112,8 @@ def import_feast() -> None:
         importlib.import_module("feast")
 
 
-def _source_path(store: FeatureStore) -> str:
-    """Where the applied definitions read the snapshots; empty when nothing is applied."""
+def source_path(store: FeatureStore) -> str:
+    """Where the applied definitions read the snapshots, a pattern of files; empty when nothing is applied."""
     return next((str(getattr(s, "path", "")) for s in store.list_data_sources() if s.name == "snapshots"), "")
 
 
@@ -155,10 +159,59 @@ def snapshot_file(store: FeatureStore, day: date) -> Path:
     Raises:
         StoreError: it has not been built.
     """
-    path = Path(_source_path(store)).parents[1] / f"date={day}" / "snapshot.parquet"
+    path = Path(source_path(store)).parents[1] / f"date={day}" / "snapshot.parquet"
     if not path.exists():
         raise StoreError(f"{path}: no snapshot of {day}; run `tactful features`")
     return path
+
+
+@contextmanager
+def reading(pattern: str, columns: Collection[str], setting: str) -> Iterator[None]:
+    """Turn what DuckDB and Ibis say of Parquet files that they cannot read into a StoreError.
+
+    Args:
+        pattern: of the files.
+        columns: that every one of them must have.
+        setting: of feature_store.yaml, that has the `memory_limit`.
+    """
+    import duckdb
+    from ibis.common.exceptions import IbisError
+
+    try:
+        yield
+    except (duckdb.Error, IbisError) as error:
+        reason, short = str(error).splitlines()[0], ran_out_of(error)
+        if short is None:
+            _check_files(pattern, columns)
+        advice = {
+            "memory": f"raise memory_limit of {setting} in feature_store.yaml, and run it again",
+            "disk": f"make room where DuckDB spills ({gettempdir()}), and run it again",
+        }.get(short or "", f"if it is one of the files, {_ANEW}")
+        raise StoreError(f"{pattern} cannot be read: {reason}; {advice}") from None
+
+
+def parquet_columns(file: str) -> list[str]:
+    """Names of the columns of a Parquet file (StoreError: it is none, or not a whole one)."""
+    try:
+        names: list[str] = pq.read_schema(file).names
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise StoreError(f"{file}: not a whole Parquet file ({reason}); {_ANEW}") from None
+    return names
+
+
+_ANEW = "remove its folder, and run `tactful features`, which builds that day again"
+
+
+def _check_files(pattern: str, columns: Collection[str]) -> None:
+    files = sorted(glob(pattern))
+    if not files:
+        raise StoreError(f"{pattern}: no such file; run `tactful features`, then this again")
+    for file in files:
+        found = parquet_columns(file)
+        missing = [name for name in columns if name not in found]
+        if missing:
+            raise StoreError(f"{file}: columns {missing} are missing; it has {found}; {_ANEW}")
 
 
 def materialize(store: FeatureStore, day: date) -> int:

@@ -235,9 +235,22 @@ def test_schema_change_between_days(online: dict[str, Any], tmp_path: Path, one_
     pq.write_table(counts(LAST - DAY, 3, 2.0), tmp_path / "days" / "a.parquet")
     pq.write_table(counts(LAST, 3, 2.0).rename_columns(["user_id", "at", "made", "n"]), tmp_path / "days" / "b.parquet")
     store = make_store(tmp_path / "ours", ENGINE, online, one_view)
-    with pytest.raises(StoreError, match=r"\*.parquet cannot be read: .*count"):
+    with pytest.raises(StoreError, match=r"b\.parquet: columns \['count'\] are missing; it has .*; remove its"):
         store.materialize(LAST - DAY, LAST)
     assert contents(store) == {}
+
+
+def test_materialize_before_any_snapshot(online: dict[str, Any], tmp_path: Path, one_view: list[FeatureView]) -> None:
+    store = make_store(tmp_path / "ours", ENGINE, online, one_view)
+    with pytest.raises(StoreError, match=r"days/\*\.parquet: no such file; run `tactful features`, then this again"):
+        store.materialize(LAST, LAST)
+
+
+def test_materialize_with_too_little_memory(tmp_path: Path, one_view: list[FeatureView]) -> None:
+    pq.write_table(counts(LAST, 200_000, 2.0), tmp_path / "days" / "a.parquet")
+    store = make_store(tmp_path / "ours", ENGINE | {"memory_limit": "1MB"}, {"type": "sqlite"}, one_view)
+    with pytest.raises(StoreError, match=r"Out of Memory.*; raise memory_limit of batch_engine in feature_store.yaml"):
+        store.materialize(LAST, LAST)
 
 
 def test_several_keys(online: dict[str, Any], tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import date, timedelta
+from pathlib import Path
 from typing import Any
 
 import ibis
@@ -207,3 +209,45 @@ def test_latest_features_is_the_snapshot_of_the_day(repo: Repo) -> None:
 def test_latest_features_of_a_day_without_snapshot(repo: Repo) -> None:
     with pytest.raises(StoreError, match="no snapshot of 2026-05-20; run `tactful features`"):
         list(latest_features(open_store(repo.path), LAST + 20 * DAY))
+
+
+def _half(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:1000])
+
+
+def _damaged(file: Path) -> None:
+    """The footer is whole, the pages are not."""
+    whole = file.read_bytes()
+    file.write_bytes(whole[:4] + bytes(len(whole) // 2) + whole[4 + len(whole) // 2 :])
+
+
+def _lacking(file: Path) -> None:
+    pq.write_table(pq.read_table(file, partitioning=None).drop_columns("minutes_7d"), file)
+
+
+@pytest.mark.parametrize("day", [START + DAY, LAST])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            _half,
+            r"date={day}/snapshot.parquet: not a whole Parquet file \(.*\); remove its folder, and run",
+        ),
+        (_lacking, r"date={day}/snapshot.parquet: columns \['minutes_7d'\] are missing; it has .*; remove its folder"),
+        (_damaged, r"\*.parquet cannot be read: .*; if it is one of the files, remove its folder"),
+    ],
+)
+def test_historical_features_name_the_snapshot_that_is_wrong(
+    repo: Repo, spoil: Callable[[Path], None], message: str, day: date
+) -> None:
+    file = repo.data / "features" / f"date={day}" / "snapshot.parquet"
+    kept, asked = file.read_bytes(), [day, START + 2 * DAY]
+    when = pd.to_datetime([pd.Timestamp(moment, tz="UTC") for moment in asked])
+    try:
+        spoil(file)
+        with pytest.raises(StoreError, match=message.replace("{day}", str(day))):
+            historical_features(
+                open_store(repo.path), pd.DataFrame({"user_id": ["u00001", "u00002"], "event_timestamp": when})
+            )
+    finally:
+        file.write_bytes(kept)

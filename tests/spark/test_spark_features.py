@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from feature_logs import START, make_logs, write_logs
 
-from campaign import DataError
+from campaign import DataError, StoreError
 from feature_repo import spark
 from feature_repo.contracts import ingest
 from feature_repo.snapshots import build_snapshots
@@ -128,6 +128,14 @@ def test_read_as_takes_what_duckdb_takes(tmp_path: Path) -> None:
     assert found.dtypes == [("s", "string"), ("n", "bigint"), ("id", "string")]
     assert sorted(map(tuple, found.collect()), key=lambda row: row[2]) == told.fetchall()
     assert told.fetchall() == [(None, 3, "a"), ("x", 4, "b"), ("y", None, "c"), (None, 2**63 - 1, "d")]
+
+
+def test_read_files_names_a_file_that_is_not_whole(local: Path, tmp_path: Path) -> None:
+    whole = (local / files(local)[0]).read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole)
+    (tmp_path / "b.parquet").write_bytes(whole[:1000])
+    with pytest.raises(StoreError, match=r"b\.parquet: not a whole Parquet file \(.*\); remove its folder"):
+        spark.read_files(spark.session(), f"{tmp_path}/*.parquet")
 
 
 def test_translate_leaves_nothing_of_duckdb() -> None:
