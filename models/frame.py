@@ -41,6 +41,8 @@ COLUMNS = [
     "surface",
 ]
 
+ORDER = ["decided_at", "decision_id", "arm"]  # of copies of a decision that differ, the first in this order counts
+
 
 def read_decisions(decisions_dir: Path) -> pd.DataFrame:
     """Every compacted decision, ordered by time and id; `arm` is an integer, 0 = control.
@@ -50,9 +52,7 @@ def read_decisions(decisions_dir: Path) -> pd.DataFrame:
     data = ds.dataset(decision_files(decisions_dir), format="parquet")
     if "experiment" not in data.schema.names:  # the first file's schema; one from before experiments has no such column
         data = data.replace_schema(data.schema.append(pa.field("experiment", pa.string())))
-    frame: pd.DataFrame = (
-        data.to_table(columns=COLUMNS).to_pandas().sort_values(["decided_at", "decision_id"], ignore_index=True)
-    )
+    frame: pd.DataFrame = data.to_table(columns=COLUMNS).to_pandas().sort_values(ORDER, ignore_index=True)
     return frame.drop_duplicates("decision_id", ignore_index=True)
 
 

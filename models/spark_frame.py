@@ -21,7 +21,7 @@ from feature_repo import spark as engine
 from feature_repo.atomic import replacing
 from feature_repo.spark_join import historical_features
 from feature_repo.store import feature_schema
-from models.frame import COLUMNS, decision_files, sieve
+from models.frame import COLUMNS, ORDER, decision_files, sieve
 from models.outcomes import MEASURES, outcome_files, outcome_sql, outcome_values
 from models.splits import split_of
 
@@ -105,6 +105,18 @@ def spark_decisions(decisions_dir: Path) -> DataFrame:
     return engine.read_as(engine.session(), decision_files(decisions_dir), types)
 
 
+def first_copies(decisions: DataFrame) -> DataFrame:
+    """Each decision once: of the rows with one id the first, with the lowest arm, as `read_decisions` keeps.
+
+    Of copies that agree in both, and in nothing else, the lowest by the other columns: the same in every run.
+    """
+    from pyspark.sql import functions
+
+    names = dict.fromkeys(["decided_at", "arm", *decisions.columns])
+    first = decisions.groupBy("decision_id").agg(functions.min(functions.struct(*names)).alias("copy"))
+    return first.select(*(f"copy.{name}" for name in decisions.columns))
+
+
 def _kept(decisions: DataFrame, keep: Callable[[pd.DataFrame], np.ndarray]) -> DataFrame:
     def kept(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
@@ -124,7 +136,7 @@ def _counted(decisions_dir: Path, campaign: Campaign, as_of: datetime, broken: t
         if not sum(part.num_rows for part in parts):
             return
         table = pa.Table.from_batches(parts)
-        frame = table.to_pandas().sort_values(["decided_at", "decision_id"], ignore_index=True)
+        frame = table.to_pandas().sort_values(ORDER, ignore_index=True)
         kept, _ = sieve(frame.drop_duplicates("decision_id", ignore_index=True), campaign, as_of, broken)
         unknown = kept[~kept["arm"].between(0, arms - 1)]
         if len(unknown):

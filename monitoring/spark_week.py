@@ -20,7 +20,7 @@ from campaign import Campaign
 from feature_repo import spark as engine
 from feature_repo.spark_join import historical_features
 from models.forward import NumpyModel
-from models.spark_frame import written
+from models.spark_frame import first_copies, written
 from monitoring.evidently_report import SAMPLE_ROWS
 from monitoring.inputs import model_predictions
 from monitoring.profile import Profile, prediction_names
@@ -69,7 +69,7 @@ def week_on_spark(
     """
     features = {feature.name: feature.kind for feature in model.spec.features}
     with engine.failing("Spark could not read the week", engine.UNREADABLE):
-        once = decisions.dropDuplicates(["decision_id"])
+        once = first_copies(decisions)
         frame = historical_features(store, once.withColumn("event_timestamp", once["decided_at"]))
         try:
             types = dict.fromkeys(prediction_names(campaign), "DOUBLE") | {"eligible_by_policy": "BOOLEAN"}

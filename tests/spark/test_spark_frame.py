@@ -13,9 +13,9 @@ from serving_world import NOW
 
 from campaign import DataError, load_campaign
 from feature_repo.store import feature_schema, open_store
-from models.frame import countable, read_decisions, training_frame
+from models.frame import COLUMNS, ORDER, countable, read_decisions, training_frame
 from models.predictions import predict_frame
-from models.spark_frame import read_frame, write_training_frame
+from models.spark_frame import first_copies, read_frame, spark_decisions, write_training_frame
 from models.spec import FitSpec
 from models.splits import split_of
 from models.stream import fit_parquet
@@ -76,3 +76,27 @@ def test_spark_frame_says_that_nothing_matured(world: Path, tmp_path: Path) -> N
     with pytest.raises(DataError, match="no usable decision by 2026-04-02"):
         write_training_frame(open_store(), data / "decisions", load_campaign(), data / "logs", early, tmp_path / "f")
     assert not (tmp_path / "f").exists()
+
+
+def test_copies_that_differ_count_once_and_the_same_as_locally(tmp_path: Path) -> None:
+    """In two files, so that no order of rows is given: another time, another arm, and nothing else."""
+    n = 40
+    copies = pd.DataFrame({name: ["x"] * 4 * n for name in COLUMNS})
+    copies["decision_id"] = np.repeat([f"d{i}" for i in range(n)], 4)
+    hours = pd.to_timedelta(np.tile([1, 0, 0, 0], n), unit="h")
+    copies["decided_at"] = pd.DatetimeIndex(pd.Timestamp("2026-03-02", tz="UTC") + hours).as_unit("us")
+    copies["feature_timestamp"] = copies["decided_at"]
+    copies["arm"] = np.tile([0, 2, 1, 1], n)
+    copies["hour"], copies["propensity"] = 5, 0.5
+    copies["propensities"] = [[0.5, 0.25, 0.25]] * len(copies)
+    for i, rows in enumerate((copies, copies[::-1])):
+        folder = tmp_path / f"date=2026-03-0{2 + i}"
+        folder.mkdir()
+        pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), folder / "a.parquet")
+    wanted = read_decisions(tmp_path)
+    assert len(wanted) == n
+    assert set(wanted["arm"]) == {1}
+    found = first_copies(spark_decisions(tmp_path)).toArrow().to_pandas().sort_values(ORDER, ignore_index=True)
+    assert list(found.columns) == COLUMNS
+    for name in COLUMNS:
+        assert found[name].map(str).tolist() == wanted[name].map(str).tolist(), name
