@@ -1,4 +1,4 @@
-"""How fast the training loop is, and that ten million rows stream through it in bounded memory.
+"""How fast the training loop is, and that a hundred million rows stream through it in bounded memory.
 
     python benchmarks/training.py          # speed, then streaming; writes its section of docs/benchmarks.md
     python benchmarks/training.py speed
@@ -184,7 +184,7 @@ def speed() -> str:
     return "\n".join([*lines, "", told])
 
 
-def stream(n: int = 10_000_000, chunk: int = 500_000) -> str:
+def stream(n: int = 100_000_000, chunk: int = 500_000) -> str:
     """Write n rows of Parquet, train one epoch on them, say what it cost."""
     names = [f"x{i}" for i in range(12)]
     rng = np.random.default_rng(0)
