@@ -74,8 +74,14 @@ def fit_parallel(files: Sequence[Path], spec: FitSpec, processes: int) -> NumpyM
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         done = subprocess.run([*torchrun, "-m", __name__, str(job)], capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ModelError(f"training in {processes} processes failed; nothing is written:\n{done.stderr[-2000:]}")
+            raise ModelError(f"training in {processes} processes failed; nothing is written: {_reason(done.stderr)}")
         return NumpyModel.load(out)
+
+
+def _reason(stderr: str) -> str:
+    """Our own error, which torchrun follows with a long account of its own; else the end of that."""
+    ours = [line.partition("Error: ")[2] for line in stderr.splitlines() if "campaign." in line and "Error: " in line]
+    return ours[0] if ours else stderr[-2000:]
 
 
 def main(job: Path) -> None:

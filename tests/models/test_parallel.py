@@ -33,6 +33,6 @@ def test_two_processes_learn_what_one_learns(tmp_path):
 def test_a_process_that_fails_is_told(tmp_path):
     make_frame(500).drop(columns="plan").to_parquet(tmp_path / "a.parquet")
     with pytest.raises(
-        ModelError, match=r"(?s)in 2 processes failed; nothing is written.*columns \['plan'\] are missing"
+        ModelError, match=r"in 2 processes failed; nothing is written: .*columns \['plan'\] are missing"
     ):
         fit_parallel([tmp_path / "a.parquet"], SPEC, 2)
