@@ -107,6 +107,11 @@ def features(world: Path, engine: str = "duckdb") -> Work:
     return lambda: build_snapshots(world / "data/logs", scratch, LAST, only={LAST}, engine=engine)
 
 
+def features_spark(world: Path) -> Work:
+    """The same on Spark, its start included (run by .venv-spark/bin/python)."""
+    return features(world, "spark")
+
+
 def days(world: Path) -> Work:
     """The snapshots of all 90 days; later steps read them."""
     from feature_repo.snapshots import build_snapshots
@@ -232,6 +237,12 @@ def score(world: Path) -> Work:
     return lambda: score_all(world / "data", load_campaign(), now=AS_OF)
 
 
+def score_spark(world: Path) -> Work:
+    """The same on Spark, its start included (run by .venv-spark/bin/python)."""
+    os.environ["TACTFUL_ENGINE"] = "spark"
+    return score(world)
+
+
 def sqlite(world: Path) -> Work:
     """The newest snapshot into an empty SQLite store."""
     return _online(world, "sqlite")
@@ -304,6 +315,7 @@ def values(world: Path) -> Work:
 
 STEPS: dict[str, Callable[[Path], Work]] = {
     "features": features,
+    "features_spark": features_spark,
     "days": days,
     "copies": copies,
     "frame": frame,
@@ -312,6 +324,7 @@ STEPS: dict[str, Callable[[Path], Work]] = {
     "stream": stream,
     "challenger": challenger,
     "score": score,
+    "score_spark": score_spark,
     "sqlite": sqlite,
     "redis": redis,
     "drift": drift,
@@ -480,7 +493,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--users", type=int, default=10_000)
-    parser.add_argument("--steps", nargs="*", default=list(STEPS))
+    parser.add_argument("--steps", nargs="*", default=[step for step in STEPS if "spark" not in step])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "tactful-growth")
     asked = parser.parse_args()
