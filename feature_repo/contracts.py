@@ -177,6 +177,7 @@ def ingest(logs_dir: Path, quarantine_dir: Path) -> list[Quarantined]:
             try:
                 if seen.get(key) != stamp:
                     check_file(path, contract)
+                    _note(quarantine_dir / key).unlink(missing_ok=True)  # of one that was refused and is mended
                 checked[key] = stamp
             except DataError as error:
                 quarantined.append(_quarantine(path, quarantine_dir / key, str(error)))
@@ -199,8 +200,12 @@ def _read_seen(logs_dir: Path) -> dict[str, list[int]]:
     return checked
 
 
+def _note(target: Path) -> Path:
+    return target.with_name(target.name + ".txt")
+
+
 def _quarantine(path: Path, target: Path, reason: str) -> Quarantined:
-    write_text(target.with_name(target.name + ".txt"), reason + "\n")
+    write_text(_note(target), reason + "\n")
     path.replace(target)
     return Quarantined(target, reason)
 

@@ -21,6 +21,7 @@ from scipy.stats import t as student
 
 from campaign import Campaign, DataError
 from models.verdicts import read_verdict, week_folders
+from monitoring.decide import PERSISTENCE_WEEKS
 from monitoring.drift import eligible_moved
 from monitoring.realised import LOOKS_PER_YEAR, REALISED_SHARE
 
@@ -145,7 +146,7 @@ def persisting_factor(n: int, alpha: float) -> float:
 
 
 def read_stats(out_dir: Path, weeks: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """The stats.json of the named weeks (ISO, "2026-W07"), or of every week that asked for nothing to be done.
+    """The stats.json of the named weeks (ISO, "2026-W07"), or of every quiet week.
 
     Raises: DataError: a named week has none.
     """
@@ -155,5 +156,16 @@ def read_stats(out_dir: Path, weeks: Sequence[str] = ()) -> dict[str, dict[str, 
     if absent:
         there = ", ".join(files) or "none"
         raise DataError(f"{out_dir}: no stats.json of {', '.join(absent)}; weeks there are: {there}")
-    chosen = weeks or [f.name for f in folders if read_verdict(f)["action"] in ("none", "warn")]
+    chosen = weeks or [folder.name for folder in folders if _quiet(read_verdict(folder))]
     return {week: json.loads(files[week].read_text(encoding="utf-8")) for week in chosen}
+
+
+def _quiet(verdict: Mapping[str, Any]) -> bool:
+    """Whether nothing was wrong, or only what may have passed by the next week.
+
+    A change whose alarm is answered, or waits for the end of a cooldown, is a `warn` week after week, and no wobble.
+    """
+    if verdict["action"] != "warn":
+        return bool(verdict["action"] == "none")
+    codes = {reason.partition(":")[0] for reason in verdict["reasons"]}
+    return codes <= {"feature_drift", "prediction_drift"} and verdict["drift_weeks"] < PERSISTENCE_WEEKS

@@ -21,6 +21,7 @@ import pandas as pd
 
 from campaign import Campaign, DataError, ModelError
 from feature_repo.atomic import locked, write_json
+from feature_repo.store import feature_schema, open_store
 from models.forward import NumpyModel
 from models.predictions import mu_hat_of
 from models.registry import model_path, pack, promote, read_pointer, rollback
@@ -154,6 +155,8 @@ def _sends_nothing(tag: str) -> bool:
 def _surely_helps(campaign: Campaign, data: Path, tag: str, as_of: datetime) -> bool:
     """Whether a model's policy is better than sending nothing on recent matured decisions, at 95% one-sided."""
     model = NumpyModel.load(model_path(tag))
+    if model.spec.extra["feature_schema_hash"] != feature_schema(open_store()).hash:
+        return False  # the service would refuse it, and serve the harmful one on
     realised = measure_realised(matured_frame(campaign, data, model, as_of), campaign)
     return realised is not None and realised.gain > CERTAIN * realised.gain_se
 

@@ -247,6 +247,7 @@ def test_ingest_lets_the_repaired_file_in(logs: Path, day_one, tmp_path: Path) -
     repaired = put(day_one["sessions"], "sessions", logs)
     assert ingest(logs, tmp_path / "quarantine") == []
     assert repaired.exists()
+    assert not list((tmp_path / "quarantine").rglob("*.txt"))  # the week's checks would go on to tell of it
 
 
 def test_ingest_reads_a_file_once(logs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,7 +123,7 @@ def test_calibrate_too_few_weeks():
 
 
 def verdict(week, action):
-    return dict.fromkeys(KEYS) | {"schema": 1, "week": week, "action": action}
+    return dict.fromkeys(KEYS) | {"schema": 1, "week": week, "action": action, "reasons": [], "drift_weeks": 0}
 
 
 def test_read_stats(tmp_path):
@@ -133,5 +133,15 @@ def test_read_stats(tmp_path):
         (tmp_path / name / "decision.json").write_text(json.dumps(verdict(name, action)))
     assert list(read_stats(tmp_path)) == ["2026-W07", "2026-W08"]
     assert list(read_stats(tmp_path, ["2026-W08"])) == ["2026-W08"]
+    # weeks after an alarm, which is answered or waits, are not quiet
+    for reasons, weeks, quiet in (
+        (["prediction_drift:score"], 1, True),
+        (["feature_drift:plan"], 2, False),
+        (["red_line:country"], 1, False),
+        (["feature_drift:plan", "cooldown"], 1, False),
+    ):
+        told = verdict("2026-W08", "warn") | {"reasons": reasons, "drift_weeks": weeks}
+        (tmp_path / "2026-W08" / "decision.json").write_text(json.dumps(told))
+        assert ("2026-W08" in read_stats(tmp_path)) == quiet
     with pytest.raises(DataError, match=r"no stats\.json of 2026-W09; weeks there are: 2026-W06, 2026-W07, 2026-W08"):
         read_stats(tmp_path, ["2026-W09"])

@@ -124,6 +124,9 @@ found["third"] = registry.pack(third)
 registry.promote(found["third"], "by hand", at="now")
 week.write_text(json.dumps(decision | {"champion": found["third"]}))
 promotion.CERTAIN = -1e9  # so few users cannot make sure that the first model helps: here any gain is enough
+(third / "model.json").write_text(json.dumps(spec | {"feature_schema_hash": "of other definitions"}))
+other = registry.pack(third, set_challenger=False)
+found["served"] = [promotion._surely_helps(campaign, data, tag, end) for tag in (found["first"], other)]
 found["back"] = retrain(campaign, data, **when).summary()
 found["reasons"] = [entry["reason"] for entry in read_pointer().history]
 week.write_text(json.dumps(decision | {"action": "retrain", "fallback": False, "champion": found["first"]}))
@@ -148,6 +151,7 @@ def test_fall_back_at_once_to_nothing_or_to_a_predecessor_that_helps(rehearsed):
     assert found["report"]
     assert "is running already" in found["busy"]
     assert found["not_again"] is None  # the week's finding was about a champion that is gone
+    assert found["served"] == [True, False]  # the service takes no model of other feature definitions
     assert found["back"] == {"action": "warn", "trained": False, "fallback": found["first"]}
     assert found["reasons"][1] == "fallback to sending nothing: week X"
     assert found["reasons"][-1] == f"fallback: week {found_week(data)}"
