@@ -67,8 +67,8 @@ def score_all(
         )
     day = newest_snapshot(data / "features")
     folder = data / "eligibility" / f"date={day}"
-    with pq.ParquetFile(snapshot_file(store, day)) as snapshot:
-        users = snapshot.metadata.num_rows
+    file = snapshot_file(store, day, schema.views)
+    users = pq.read_metadata(file).num_rows
     run = {"day": str(day), "users": users, "batch_rows": batch_rows, "model": tag, "campaign": campaign.hash}
     run["stale"] = bool(schema.ttl_days) and now - _midnight(day) > timedelta(days=min(schema.ttl_days.values()))
     if on_spark():
@@ -76,7 +76,7 @@ def score_all(
 
         run["engine"] = "spark"
         if not is_done(folder, run):
-            score_snapshot(snapshot_file(store, day), folder, run, (bundle, schema, campaign, day))
+            score_snapshot(file, folder, run, (bundle, schema, campaign, day))
         return folder
     if not _begin(folder, run):
         return folder

@@ -141,14 +141,14 @@ def latest_features(
         null.
 
     Raises:
-        StoreError: there is no snapshot of that day.
+        StoreError: there is no whole snapshot of that day with these features.
     """
     schema = feature_schema(store, service)
     wanted = pa.schema(
         [("user_id", pa.string()), ("event_timestamp", pa.timestamp("us", tz="UTC"))]
         + [(name, pa.float64() if schema.types[name] == "numeric" else pa.string()) for name in schema.names]
     )
-    with pq.ParquetFile(snapshot_file(store, day)) as file:
+    with pq.ParquetFile(snapshot_file(store, day, schema.views)) as file:
         stored = [f.name for f in wanted if f.name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_rows, columns=stored):
             absent = pa.nulls(batch.num_rows)

@@ -43,7 +43,6 @@ _ARROW_TYPES = {"BIGINT": pa.int64, "DOUBLE": pa.float64, "BOOLEAN": pa.bool_, "
 
 DEFAULTS = {
     "spark.ui.enabled": "false",
-    "spark.ui.showConsoleProgress": "false",
 }
 """Where spark-submit or spark-defaults.conf say nothing."""
 
@@ -55,6 +54,7 @@ ON_ONE_MACHINE = {
 }
 
 REQUIRED = {
+    "spark.ui.showConsoleProgress": "false",  # else spark-submit sets it for a shell, and logs are full of bars
     "spark.sql.session.timeZone": "UTC",  # else timestamps come back in the machine's zone
     "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",  # the default, INT96, reads as nanoseconds
     "spark.pyspark.python": sys.executable,  # else workers take the system's Python, which has none of our packages

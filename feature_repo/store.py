@@ -153,15 +153,16 @@ def users_of(features: Path, day: date) -> list[str]:
     return sorted(pq.read_table(file, columns=["user_id"]).column(0).to_pylist())
 
 
-def snapshot_file(store: FeatureStore, day: date) -> Path:
+def snapshot_file(store: FeatureStore, day: date, columns: Collection[str] = ()) -> Path:
     """The snapshot of a day.
 
     Raises:
-        StoreError: it has not been built.
+        StoreError: it has not been built, is not whole, or has not these columns.
     """
     path = Path(source_path(store)).parents[1] / f"date={day}" / "snapshot.parquet"
     if not path.exists():
         raise StoreError(f"{path}: no snapshot of {day}; run `tactful features`")
+    _check_file(str(path), columns)
     return path
 
 
@@ -208,10 +209,14 @@ def _check_files(pattern: str, columns: Collection[str]) -> None:
     if not files:
         raise StoreError(f"{pattern}: no such file; run `tactful features`, then this again")
     for file in files:
-        found = parquet_columns(file)
-        missing = [name for name in columns if name not in found]
-        if missing:
-            raise StoreError(f"{file}: columns {missing} are missing; it has {found}; {_ANEW}")
+        _check_file(file, columns)
+
+
+def _check_file(file: str, columns: Collection[str]) -> None:
+    found = parquet_columns(file)
+    missing = [name for name in columns if name not in found]
+    if missing:
+        raise StoreError(f"{file}: columns {missing} are missing; it has {found}; {_ANEW}")
 
 
 def materialize(store: FeatureStore, day: date) -> int:

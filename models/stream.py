@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from campaign import DataError
@@ -39,10 +40,10 @@ def fit_parquet(files: Sequence[Path | str], spec: FitSpec, *, progress: Progres
     Raises: DataError: as `models.train.fit`; the sample is checked before training starts, each block as it is read.
     """
     groups, n = _groups(files)
-    if not groups:
-        raise DataError(f"no rows in {len(files)} Parquet files; give at least one file with a row group")
+    if not n:
+        raise DataError(f"no rows in {len(files)} Parquet files; give at least one file with rows")
     names = _names(spec)
-    sample = _sample(groups, names, n, spec.seed)
+    sample = _sample(groups, names, spec.unit, n, spec.seed)
     labels, columns = labels_of(sample, spec), columns_of(sample, spec.features)
     fold = folds(sample, spec) if spec.unit else _folds(sample, spec)
     outcome, units = standardise(labels.outcome, [o.kind for o in spec.outcomes])
@@ -66,7 +67,7 @@ def fit_parquet(files: Sequence[Path | str], spec: FitSpec, *, progress: Progres
 
     def blocks(rng: np.random.Generator) -> Iterator[TrainingRows]:
         for group in _order(groups, rng):
-            yield from map(block, _frames(group, names))
+            yield from map(block, _frames(group, names, spec.unit))
 
     tensors = start.tensors | units | optimise(rows, start.tensors, spec, progress, blocks, n)
     model, _ = finish(rows, labels.outcome, tensors, start.features, spec, n)
@@ -81,9 +82,10 @@ def _names(spec: FitSpec) -> list[str]:
 
 
 class _Group(NamedTuple):
-    """A row group: its file, its number there, and its first row's number among the rows of all files."""
+    """A row group: its file and that one's footer, its number there, its first row's number in all files."""
 
     file: Path
+    footer: pq.FileMetaData
     number: int
     first: int
 
@@ -94,7 +96,7 @@ def _groups(files: Sequence[Path | str]) -> tuple[list[_Group], int]:
     for file in map(Path, files):
         footer = pq.read_metadata(file)
         for number in range(footer.num_row_groups):
-            groups.append(_Group(file, number, n))
+            groups.append(_Group(file, footer, number, n))
             n += footer.row_group(number).num_rows
     return groups, n
 
@@ -109,19 +111,26 @@ def _folds(frame: pd.DataFrame, spec: FitSpec) -> np.ndarray:
     return fold_of(frame[spec.unit] if spec.unit else frame.index.to_series(), spec.members)
 
 
-def _frames(group: _Group, names: list[str]) -> Iterator[pd.DataFrame]:
-    """At most BLOCK_ROWS rows each, with their numbers as index."""
-    file, number, first = group
-    reader = pq.ParquetFile(file)
+def _frames(group: _Group, names: list[str], unit: str | None) -> Iterator[pd.DataFrame]:
+    """At most BLOCK_ROWS rows each, with their numbers as index.
+
+    Units as text: pandas would make floats of whole numbers in the row groups that have a null, so other units.
+    """
+    file, footer, number, first = group
+    reader = pq.ParquetFile(file, metadata=footer)
     missing = [name for name in names if name not in reader.schema_arrow.names]
     if missing:
         raise DataError(f"{file}: columns {missing} are missing; it has {reader.schema_arrow.names}")
+    if unit and pa.types.is_floating(reader.schema_arrow.field(unit).type):
+        raise DataError(f"{file}: unit {unit!r} is {reader.schema_arrow.field(unit).type}, must be strings or integers")
     for batch in reader.iter_batches(BLOCK_ROWS, row_groups=[number], columns=names):
+        if unit:
+            batch = batch.set_column(batch.schema.get_field_index(unit), unit, batch[unit].cast(pa.string()))
         yield batch.to_pandas().set_axis(range(first, first + batch.num_rows))
         first += batch.num_rows
 
 
-def _sample(groups: list[_Group], names: list[str], n: int, seed: int) -> pd.DataFrame:
+def _sample(groups: list[_Group], names: list[str], unit: str | None, n: int, seed: int) -> pd.DataFrame:
     """At most about SAMPLE_ROWS rows, each with the same probability."""
     rng, share = np.random.default_rng(seed), min(1.0, SAMPLE_ROWS / n)
-    return pd.concat(frame[rng.random(len(frame)) < share] for group in groups for frame in _frames(group, names))
+    return pd.concat(frame[rng.random(len(frame)) < share] for group in groups for frame in _frames(group, names, unit))

@@ -169,9 +169,10 @@ def _features_online(now: datetime) -> tuple[Verdict, str, str]:
     import pyarrow.parquet as pq
 
     from feature_repo.retrieval import online_features
+    from feature_repo.store import snapshot_file
 
     newest, store = newest_snapshot(data_dir() / "features"), open_store()
-    with pq.ParquetFile(data_dir() / "features" / f"date={newest}" / "snapshot.parquet") as file:
+    with pq.ParquetFile(snapshot_file(store, newest)) as file:
         user = next(file.iter_batches(1, columns=["user_id"])).column(0)[0].as_py()
     midnight = datetime(newest.year, newest.month, newest.day, tzinfo=UTC)
     rows = online_features(store, [user], None, None, midnight, feature_schema(store))
