@@ -98,22 +98,29 @@ def check_week(
     settled = sums.settled if sums.settled.n >= MIN_GROUP else sums.counts
     return [
         *checks,
-        *_columns(profile, settled, campaign),
+        *_columns(profile, settled, sums.counts, campaign),
         *_ages(sums, campaign),
         *_layers(sums, campaign),
         *_arms(sums, campaign),
     ]
 
 
-def _columns(profile: Profile, counts: Counts, campaign: Campaign) -> list[Check]:
-    """Missing values, ranges, zeros, single values and renamed categories of every feature."""
-    reference, n = reference_counts(profile), max(counts.n, 1)
+def _columns(profile: Profile, settled: Counts, everybody: Counts, campaign: Campaign) -> list[Check]:
+    """Missing values, ranges, zeros, single values and renamed categories of every feature.
+
+    Newcomers have few values and other ones, so `settled` accounts are judged; of `everybody` only what is wrong on an
+    account's first day too: a string without a value (profiles come with the sign-up), one written for no value or
+    spelled anew, and numbers far outside.
+    """
+    reference, n, n_whole = reference_counts(profile), max(settled.n, 1), max(everybody.n, 1)
     worst: dict[str, tuple[float, str]] = {}
     turned_to: dict[str, str] = {}
     for name, column in profile["columns"].items():
-        ref, now = reference.columns[name], counts.columns[name]
+        ref, now, whole = reference.columns[name], settled.columns[name], everybody.columns[name]
         missing, missing_ref = now.missing / n, ref.missing / reference.n
-        found = {"missing": missing - missing_ref, "range": now.far / n}
+        if column["kind"] == "string":
+            missing = max(missing, whole.missing / n_whole)
+        found = {"missing": missing - missing_ref, "range": max(now.far / n, whole.far / n_whole)}
         if name not in REQUEST:
             found["zeros"] = now.zeros / max(now.present, 1) - ref.zeros / max(ref.present, 1)
             if column["role"] == "feature":
@@ -122,8 +129,9 @@ def _columns(profile: Profile, counts: Counts, campaign: Campaign) -> list[Check
                 turned_to[name] = _cell_in_words(column, cell)
         if column["role"] == "ignored":  # moves by itself; broken only when it is gone
             found = {"missing": missing - missing_ref if missing > 0.99 else 0.0}
-        if isinstance(ref.bins, Mapping) and isinstance(now.bins, Mapping):
-            found["renamed"] = _renamed(ref.bins, now.bins, any_news=column["role"] != "ignored")
+        if isinstance(ref.bins, Mapping) and isinstance(now.bins, Mapping) and isinstance(whole.bins, Mapping):
+            renamed = _renamed(ref.bins, now.bins, any_news=column["role"] != "ignored")
+            found["renamed"] = max(renamed, _renamed(ref.bins, whole.bins, any_news=False))
         for kind, value in found.items():
             if value > worst.get(kind, (-1.0, ""))[0]:
                 worst[kind] = (float(value), name)

@@ -353,6 +353,27 @@ def test_check_week_a_flood_of_newcomers_is_not_broken_data(profile, quiet_week)
     assert "missing" in failed(profile, old_too)
 
 
+OF_NEWCOMERS = {
+    "no country": ("country", None, "missing", "country: share of rows without a value rose by {:.3f}"),
+    "nothing for a country": ("country", "", "renamed", "country: {:.3f}"),
+    "another case": ("device", "IOS", "renamed", "device: {:.3f}"),
+    "infinite": ("n01", np.inf, "range", "n01: {:.3f}"),
+}
+
+
+@pytest.mark.parametrize("case", OF_NEWCOMERS)
+def test_check_week_a_fault_of_the_sign_up_is_broken_data(profile, quiet_week, case):
+    """Accounts of less than 28 days are few, and the only ones that show it."""
+    column, value, name, message = OF_NEWCOMERS[case]
+    new = some(quiet_week, 0.3)
+    week = quiet_week.assign(account_age_days=np.where(new, 3.0, 400.0))
+    assert failed(profile, week) == {}
+    week[column] = week[column].mask(new, value)
+    found = failed(profile, week)
+    assert set(found) == {name}
+    assert found[name].startswith(message.format(new.mean()))
+
+
 PARTS = """column gone, number became text, unknown arm, repeated decisions, values missing, infinite, renamed, \
 features of the future, no features, arms not as logged"""
 

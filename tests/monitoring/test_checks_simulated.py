@@ -51,10 +51,12 @@ def checked(before, week):
         columns[name] = {"kind": kind, "role": role} | (_edges(name, values) if kind == "numeric" else {})
         counts = count_column(columns[name], values)
         columns[name] |= {"bins": counts.bins, "missing": counts.missing, "zeros": counts.zeros}
-    settled = week[week["account_age_days"] >= 28]
-    counted = {name: count_column(columns[name], settled[name].to_numpy()) for name in columns}
     profile = {"n": len(before), "eligible": 0, "columns": columns}
-    return {check.name: check for check in _columns(profile, Counts(len(settled), 0, counted), load_campaign())}
+    settled, everybody = (
+        Counts(len(rows), 0, {name: count_column(columns[name], rows[name].to_numpy()) for name in columns})
+        for rows in (week[week["account_age_days"] >= 28], week)
+    )
+    return {check.name: check for check in _columns(profile, settled, everybody, load_campaign())}
 
 
 @pytest.mark.parametrize("kind", KINDS)
