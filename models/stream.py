@@ -124,9 +124,10 @@ def _frames(group: _Group, names: list[str], unit: str | None) -> Iterator[pd.Da
     if unit and pa.types.is_floating(reader.schema_arrow.field(unit).type):
         raise DataError(f"{file}: unit {unit!r} is {reader.schema_arrow.field(unit).type}, must be strings or integers")
     for batch in reader.iter_batches(BLOCK_ROWS, row_groups=[number], columns=names):
+        frame = batch.to_pandas()
         if unit:
-            batch = batch.set_column(batch.schema.get_field_index(unit), unit, batch[unit].cast(pa.string()))
-        yield batch.to_pandas().set_axis(range(first, first + batch.num_rows))
+            frame[unit] = batch[unit].cast(pa.string()).to_pandas().to_numpy()
+        yield frame.set_axis(range(first, first + batch.num_rows))
         first += batch.num_rows
 
 

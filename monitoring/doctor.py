@@ -17,7 +17,7 @@ from feature_repo.freshness import fill, too_old
 from feature_repo.log_files import log_days, log_files
 from feature_repo.log_map import load_log_map
 from feature_repo.own_logs import own_files
-from feature_repo.store import feature_schema, newest_snapshot, open_store
+from feature_repo.store import feature_schema, newest_snapshot, open_store, snapshot_file
 from models.registry import model_path, read_pointer
 
 Verdict = Literal["ok", "look", "mend"]
@@ -169,7 +169,6 @@ def _features_online(now: datetime) -> tuple[Verdict, str, str]:
     import pyarrow.parquet as pq
 
     from feature_repo.retrieval import online_features
-    from feature_repo.store import snapshot_file
 
     newest, store = newest_snapshot(data_dir() / "features"), open_store()
     with pq.ParquetFile(snapshot_file(store, newest)) as file:

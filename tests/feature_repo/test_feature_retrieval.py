@@ -249,5 +249,8 @@ def test_historical_features_name_the_snapshot_that_is_wrong(
             historical_features(
                 open_store(repo.path), pd.DataFrame({"user_id": ["u00001", "u00002"], "event_timestamp": when})
             )
+        if spoil is not _damaged:
+            with pytest.raises(StoreError, match=message.replace("{day}", str(day))):
+                next(latest_features(open_store(repo.path), day))
     finally:
         file.write_bytes(kept)

@@ -51,6 +51,22 @@ def test_fit_parquet_agrees_with_fit_in_memory(tmp_path, monkeypatch):
     assert (stream.fit_parquet(files, SPEC).predict(test) == one).all()
 
 
+def test_fit_parquet_keeps_a_unit_of_numbers_in_one_fold(tmp_path):
+    """A null makes pandas read the whole numbers of its row group as floats."""
+    user = pd.array(np.arange(2000) % 500, dtype="Int64")
+    user[3] = None
+    make_frame(2000).assign(user=user).to_parquet(tmp_path / "a.parquet", row_group_size=500)
+    groups, n = stream._groups([tmp_path / "a.parquet"])
+    frames = pd.concat(frame for group in groups for frame in stream._frames(group, ["user", "x"], "user"))
+    fold = pd.Series(stream._folds(frames, SPEC), frames.index)
+    assert fold.groupby(frames["user"]).nunique().max() == 1
+    sample = stream._sample(groups, ["user", "x"], "user", n, 0)
+    assert (train.folds(sample, SPEC) == fold[sample.index]).all()
+    make_frame(10).assign(user=1.0).to_parquet(tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"unit 'user' is double, must be strings or integers"):
+        stream.fit_parquet([tmp_path / "b.parquet"], SPEC)
+
+
 @pytest.mark.parametrize("unit", ["user", None])
 @pytest.mark.parametrize("block_rows", [1000, 65_536])
 def test_fit_parquet_takes_the_planned_steps_in_row_groups_of_any_size(tmp_path, monkeypatch, block_rows, unit):
