@@ -34,7 +34,8 @@ class ColumnCounts:
         bins: bin number, or category, -> rows.
         missing: rows without a value.
         zeros: rows that are exactly 0.
-        far: rows further outside the reference range than that range is wide, infinities included.
+        far: rows further outside the reference range than that range is wide, infinities included; of a number that was
+            constant in the reference, which has no range, infinities alone.
     """
 
     bins: np.ndarray | Mapping[str, int]
@@ -134,6 +135,7 @@ def _edges(name: str, values: np.ndarray) -> dict[str, Any]:
     edges = np.unique(np.quantile(seen, QUANTILES, method="inverted_cdf"))
     if len(edges) == 1:  # a constant: its own bin, so that what lies below or above shows
         edges = np.r_[np.nextafter(edges, -np.inf), edges]
+        return {"edges": edges.tolist(), "mean": float(edges[-1]), "sd": 0.0}
     clipped = np.clip(seen, edges[0], edges[-1])
     return {"edges": edges.tolist(), "mean": float(clipped.mean()), "sd": float(clipped.std())}
 
@@ -170,7 +172,7 @@ def count_column(column: Mapping[str, Any], values: np.ndarray) -> ColumnCounts:
         return ColumnCounts(bins, len(values) - int(rows.sum()))
     # one sort gives every count, four times faster than placing each value among the edges; NaN sorts last
     ordered, edges = np.sort(values), np.asarray(column["edges"])
-    width = edges[-1] - edges[0]
+    width = edges[-1] - edges[0] if column["sd"] else np.finfo(float).max
     up_to = np.searchsorted(ordered, [*edges, np.inf, edges[-1] + width, 0.0], side="right")
     below_far, below_zero = np.searchsorted(ordered, [edges[0] - width, 0.0], side="left")
     *cumulative, present, not_far, zero = up_to

@@ -9,7 +9,7 @@ from monitored import FEATURES, Truth, campaign, make_frame, make_profile
 from scipy.stats import chisquare, kstest, norm
 
 from monitoring.checks import _cells, _turned, check_schema, check_week
-from monitoring.profile import _edges, count_column
+from monitoring.profile import _edges, build_profile, count_column
 from monitoring.week_sums import sum_week
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pandera.*")
@@ -351,6 +351,46 @@ def test_check_week_a_flood_of_newcomers_is_not_broken_data(profile, quiet_week)
     assert "n05: share of rows without a value rose" in failed(profile, everybody)["missing"]
     old_too = gaps.assign(n05=gaps["n05"].mask(some(gaps, 0.2, seed=1)))
     assert "missing" in failed(profile, old_too)
+
+
+def other_name(frame, rows):
+    return frame.assign(device=frame["device"].mask(rows & (frame["device"] == "ios"), "iPhone"))
+
+
+def more_web(frame, rows):
+    """Of these rows 79% on the web instead of 15%."""
+    return frame.assign(device=frame["device"].mask(rows & some(frame, 0.75, seed=2), "web"))
+
+
+def more_ones(frame, rows):
+    return frame.assign(n07=(some(frame, 0.3, seed=3) | (rows & some(frame, 0.36, seed=4))).astype(float))
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "share"),
+    [(other_name, "renamed", 0.01), (more_web, "one_category", 0.7), (more_ones, "stuck", 0.3)],
+)
+def test_check_week_a_real_change_is_the_reference_once_it_is_in_the_profile(change, name, share):
+    """What docs/monitoring.md says under "When the change is real", of a share of the training rows."""
+    rng = np.random.default_rng(12)
+    reference, week = make_frame(rng, 20_000, service=False).assign(split="evaluate"), make_frame(rng, 6_000)
+    nobody, everybody = np.zeros(len(reference), dtype=bool), np.ones(len(week), dtype=bool)
+    profiles = (
+        build_profile(change(reference, rows), FEATURES, campaign(), weeks=20 / 6)
+        for rows in (nobody, some(reference, share))
+    )
+    before, after = (failed(profile, change(week, everybody)) for profile in profiles)
+    assert set(before) == {name}
+    assert after == {}
+
+
+def test_check_week_a_column_that_was_constant_has_no_range(quiet_week):
+    """A feature that was switched on after the training; without a number it is broken all the same."""
+    off = make_frame(np.random.default_rng(1), 12_000, service=False).assign(split="evaluate", n07=0.0)
+    profile = build_profile(off, FEATURES, campaign(), weeks=2)
+    week = quiet_week.assign(n07=np.where(some(quiet_week, 0.25), quiet_week["n07"].abs(), 0.0))
+    assert failed(profile, week) == {}
+    assert failed(profile, to(week, 0.02, "n07", np.inf)).keys() == {"range"}
 
 
 OF_NEWCOMERS = {

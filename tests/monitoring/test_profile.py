@@ -56,7 +56,7 @@ def test_count_column_brute_force():
     rng = np.random.default_rng(0)
     edges = [0.0, 1.0, 2.5, 2.6]
     values = np.r_[rng.normal(1, 3, 500), edges, np.nan, np.inf, -np.inf]
-    counts = count_column({"kind": "numeric", "edges": edges}, values)
+    counts = count_column({"kind": "numeric", "edges": edges, "sd": 1.0}, values)
     seen = values[~np.isnan(values)]
     by_hand = [sum(seen <= 0)] + [sum((seen > a) & (seen <= b)) for a, b in pairwise(edges)] + [sum(seen > 2.6)]
     assert counts.bins.tolist() == by_hand
@@ -70,6 +70,15 @@ def test_count_column_constant_reference_sees_both_sides(quiet_week):
     column = build_profile(frame, FEATURES, campaign(), weeks=1)["columns"]["n00"]
     counts = count_column(column, np.array([3.0, 4.0, 5.0, 5.0]))
     assert counts.bins.tolist() == [1, 1, 2]
+
+
+@pytest.mark.parametrize("constant", [0.1, 0.0, -7.0, np.nan])
+def test_count_column_of_a_constant_only_infinities_are_far(quiet_week, constant):
+    frame = quiet_week.assign(split="evaluate", n00=constant)
+    column = build_profile(frame, FEATURES, campaign(), weeks=1)["columns"]["n00"]
+    assert column["sd"] == 0
+    assert count_column(column, np.array([-1e9, constant, 2.0, 1e300])).far == 0
+    assert count_column(column, np.array([-np.inf, 2.0, np.inf, np.nan])).far == 2
 
 
 @pytest.mark.parametrize(
