@@ -141,7 +141,7 @@ def _faults(frame: pd.DataFrame, features: Mapping[str, str], campaign: Campaign
     arms = len(campaign.arm)
 
     def one_of_every_arm(values: pd.Series) -> pd.Series:
-        return values.map(lambda chances: np.ndim(chances) == 1 and len(chances) == arms)
+        return values.map(lambda chances: _is_numbers(chances, arms))
 
     finite = pa.Column(float, pa.Check(np.isfinite, element_wise=False), nullable=False)
     schema = pa.DataFrameSchema(
@@ -169,6 +169,11 @@ def _faults(frame: pd.DataFrame, features: Mapping[str, str], campaign: Campaign
         groups = cases.groupby([column, "check"], sort=True)
         return {key: Fault(len(rows), rows["failure_case"].iloc[0]) for key, rows in groups}
     return {}
+
+
+def _is_numbers(value: Any, n: int) -> bool:
+    """A list of n numbers; NaN is one."""
+    return np.ndim(value) == 1 and len(value) == n and np.asarray(value).dtype.kind in "fiu"
 
 
 def _is_text(values: pd.Series) -> pd.Series:

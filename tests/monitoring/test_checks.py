@@ -129,6 +129,11 @@ BROKEN = {
         "schema",
         "propensities: one_of_every_arm fails in 1 of 6000 rows, first value ",
     ),
+    "text for propensities": (
+        lambda f: f.assign(propensities=[["a", "b"], [None, 0.5], *f["propensities"].tolist()[2:]]),
+        "schema",
+        "propensities: one_of_every_arm fails in 2 of 6000 rows, first value ",
+    ),
     "no list of propensities": (
         lambda f: f.assign(propensities=[None, None, *f["propensities"].tolist()[2:]]),
         "schema",
