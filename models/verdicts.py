@@ -43,15 +43,26 @@ def read_verdict(folder: Path) -> dict[str, Any]:
         raise _unreadable(folder, f"schema == {found.get('schema')!r}, expected 1")
     if absent := sorted(KEYS - found.keys()):
         raise _unreadable(folder, f"without {', '.join(absent)}")
+    monday, data = _monday(folder), found["data"]
+    if monday is None or found["monday"] != monday.isoformat():
+        raise _unreadable(folder, f"monday == {found['monday']!r}, expected {monday or 'a week that exists'}")
+    if not isinstance(data, dict) or not isinstance(data.get("n"), int):
+        raise _unreadable(folder, f"data == {data!r}, expected an object with n, the number of decisions")
     return found
 
 
+def _monday(folder: Path) -> date | None:
+    """Monday of a week's folder; None where the year has no such week, as 2026-W54."""
+    try:
+        return date.fromisoformat(f"{folder.name}-1")
+    except ValueError:
+        return None
+
+
 def _unreadable(folder: Path, why: str) -> DataError:
-    monday = date.fromisoformat(f"{folder.name}-1")
-    return DataError(
-        f"{folder / 'decision.json'}: {why}; move the folder {folder.name} away, then run "
-        f"`tactful monitor --week {monday}` again"
-    )
+    monday = _monday(folder)
+    again = f", then run `tactful monitor --week {monday}` again" if monday else ""
+    return DataError(f"{folder / 'decision.json'}: {why}; move the folder {folder.name} away{again}")
 
 
 def read_verdicts(monitoring_dir: Path) -> list[dict[str, Any]]:

@@ -100,8 +100,10 @@ class Decision:
         return "\n".join([*lines, *(f"  - {reason}" for reason in self.in_words())])
 
     def in_words(self) -> list[str]:
-        """Each reason as a sentence."""
-        return [in_words(reason, self.currency) for reason in self.reasons]
+        """Each reason as a sentence; of a failed data check, with what it found."""
+        found = {f"data:{check['name']}": check["detail"] for check in self.record.get("data", {}).get("failed", ())}
+        said = {reason: f": {detail}" for reason, detail in found.items()}
+        return [in_words(reason, self.currency) + said.get(reason, "") for reason in self.reasons]
 
 
 def week_name(day: date) -> str:

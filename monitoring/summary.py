@@ -46,7 +46,7 @@ def summary_html(
 <strong>{escape(_verdict(decision))}</strong><ul>{reasons}</ul></div>
 <div class="plots">{plots}</div>
 {tables}
-<p class="note">{escape(_note(statistics, campaign.currency))}</p>
+<p class="note">{escape(_note(decision, statistics, campaign.currency))}</p>
 <p class="note">{links}<a href="decision.json">decision.json</a> · <a href="stats.json">stats.json</a> ·
 all weeks: <code>make ui</code></p>
 </main></body></html>
@@ -56,12 +56,17 @@ all weeks: <code>make ui</code></p>
 def summary_markdown(decision: Decision, statistics: Statistics, campaign: Campaign) -> str:
     """The same without plots, for a chat or a mail."""
     lines = [f"# {_title(decision, campaign)}", "", f"**{_verdict(decision)}**", ""]
-    lines += [f"- {reason}" for reason in decision.in_words()]
+    lines += [f"- {markdown_text(reason)}" for reason in decision.in_words()]
     for title, head, rows in _tables(statistics, campaign.currency):
         if rows:
             lines += ["", f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-            lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join([*lines, "", _note(statistics, campaign.currency), ""])
+            lines += ["| " + " | ".join(map(markdown_text, row)) + " |" for row in rows]
+    return "\n".join([*lines, "", _note(decision, statistics, campaign.currency), ""])
+
+
+def markdown_text(text: str) -> str:
+    """Text as it is, in a list or a table: a category may hold bars, HTML or line breaks."""
+    return " ".join(escape(text, quote=False).replace("|", "\\|").split())
 
 
 def _title(decision: Decision, campaign: Campaign) -> str:
@@ -141,9 +146,13 @@ def _news(new: Mapping[str, float]) -> str:
     return ", ".join(f"new: {name} {share:.1%}" for name, share in list(new.items())[:3])
 
 
-def _note(statistics: Statistics, currency: str) -> str:
+def _note(decision: Decision, statistics: Statistics, currency: str) -> str:
     if statistics.failed:
-        return "No drift or uplift is judged on broken data."
+        return (
+            "No drift or uplift is judged on broken data, and nothing is trained on it. Mend the data, then run "
+            f"`tactful monitor --week {decision.week}`; where the change is real, docs/monitoring.md says how it "
+            "becomes the reference."
+        )
     realised, drift = statistics.realised, statistics.drift
     words = []
     if realised:

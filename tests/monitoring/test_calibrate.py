@@ -1,4 +1,5 @@
 import json
+from datetime import date
 
 import numpy as np
 import pytest
@@ -123,7 +124,8 @@ def test_calibrate_too_few_weeks():
 
 
 def verdict(week, action):
-    return dict.fromkeys(KEYS) | {"schema": 1, "week": week, "action": action, "reasons": [], "drift_weeks": 0}
+    found = {"schema": 1, "week": week, "monday": date.fromisoformat(f"{week}-1").isoformat(), "data": {"n": 0}}
+    return dict.fromkeys(KEYS) | found | {"action": action, "reasons": [], "drift_weeks": 0}
 
 
 def test_read_stats(tmp_path):

@@ -51,6 +51,23 @@ def test_run_week_broken_data_measures_nothing_else(tmp_path, profile, quiet_wee
     assert "Stop: the data is broken" in (tmp_path / "2026-W06" / "summary.md").read_text()
 
 
+def test_run_week_broken_data_says_where_and_what_to_run(tmp_path, profile, quiet_week, matured):
+    run_week(make_inputs(profile, quiet_week.assign(l03=quiet_week["l03"] * 1000), matured), tmp_path)
+    for name in ("summary.html", "summary.md"):
+        text = (tmp_path / "2026-W06" / name).read_text(encoding="utf-8")
+        assert re.search("failed: l03: 0.[0-9]{3} of the rows are far outside the reference range", text)
+        assert "`tactful monitor --week 2026-02-02`" in text
+
+
+def test_run_week_markdown_keeps_a_category_with_bars_html_and_a_line_break(tmp_path, profile, quiet_week, matured):
+    new = np.random.default_rng(3).random(len(quiet_week)) < 0.2
+    odd = quiet_week.assign(country=quiet_week["country"].mask(new, "a|<b>\nc"))
+    assert run_week(make_inputs(profile, odd, matured), tmp_path).action != "stop"
+    text = (tmp_path / "2026-W06" / "summary.md").read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if line.startswith("| country |"))
+    assert re.search(r"new: a\\\|&lt;b&gt; c [12]\d\.\d% \|$", row)
+
+
 def test_run_week_without_a_decision_is_broken_data(tmp_path, profile, quiet_week, matured):
     """The service was down all week: a verdict, no crash."""
     decision = run_week(make_inputs(profile, quiet_week.head(0), matured), tmp_path)
@@ -111,7 +128,7 @@ def test_only_the_measured_table_is_between_the_markers_that_a_benchmark_replace
 def write_week(folder, name="2026-W40", **values):
     (folder / name).mkdir()
     monday = date.fromisoformat(f"{name}-1").isoformat()
-    found = dict.fromkeys(KEYS) | {"schema": 1, "week": name, "monday": monday} | values
+    found = dict.fromkeys(KEYS) | {"schema": 1, "week": name, "monday": monday, "data": {"n": 0}} | values
     (folder / name / "decision.json").write_text(json.dumps(found))
     return found
 
@@ -145,3 +162,26 @@ def test_an_unreadable_decision_is_named_with_what_to_do(tmp_path, text):
         assert str(told.value).endswith(
             "; move the folder 2026-W01 away, then run `tactful monitor --week 2025-12-29` again"
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        (
+            "2026-W40",
+            {"data": None},
+            "data == None, expected an object with n, the number of decisions; move the folder",
+        ),
+        ("2026-W40", {"data": {}}, "data == {}, expected an object with n"),
+        ("2026-W40", {"monday": None}, "monday == None, expected 2026-09-28; move the folder 2026-W40 away, then run"),
+        ("2026-W40", {"monday": "2026-10-05"}, "monday == '2026-10-05', expected 2026-09-28"),
+        ("2026-W54", {"monday": "2026-12-28"}, "expected a week that exists; move the folder 2026-W54 away"),
+    ],
+)
+def test_an_impossible_decision_is_named(tmp_path, name, values, message):
+    write_week(tmp_path)
+    (tmp_path / "2026-W40").rename(tmp_path / name)
+    file = tmp_path / name / "decision.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+    with pytest.raises(DataError, match=re.escape(f"{name}/decision.json: ") + ".*" + re.escape(message)):
+        read_history(tmp_path, MONDAY)
