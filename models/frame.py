@@ -120,8 +120,15 @@ def sieve(
 
 
 def remedy(dropped: Mapping[str, int]) -> str:
-    """What would make more decisions count, from those that do not: what cost most is said."""
+    """What would make more decisions count: what cost most is said, and broken weeks, which come back, always."""
     most = max(dropped, key=lambda reason: dropped[reason], default="")
+    broken = dropped.get(BROKEN, 0)
+    if broken and most != BROKEN:
+        return f"{_remedy(most, dropped)}; for the {broken} {BROKEN}: {_remedy(BROKEN, dropped)}"
+    return _remedy(most, dropped)
+
+
+def _remedy(most: str, dropped: Mapping[str, int]) -> str:
     if not dropped.get(most) or most.startswith("not matured"):
         return "wait until more have matured, or bring more decisions"
     if most == CERTAIN:

@@ -113,6 +113,12 @@ def _check_in_logs(monday: pd.Timestamp, first: pd.Timestamp, as_of: datetime) -
             f"the week of {monday:%Y-%m-%d} is not in the logs: decisions begin on {first:%Y-%m-%d}, "
             f"logs end before {as_of:%Y-%m-%d}; ask for a week between"
         )
+    if monday + WEEK > pd.Timestamp(as_of):
+        last = as_of.date() - timedelta(days=as_of.isoweekday() - 1 + 7)
+        raise DataError(
+            f"the week of {monday:%Y-%m-%d} is not over: logs end before {as_of:%Y-%m-%d}, it ends before "
+            f"{monday + WEEK:%Y-%m-%d}; the last whole week is `tactful monitor --week {last}`"
+        )
 
 
 def matured_frame(

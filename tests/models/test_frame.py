@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from campaign import DataError, load_campaign
 from models import streamed
-from models.frame import BROKEN, countable, first_per_window, sieve
+from models.frame import BROKEN, CERTAIN, countable, first_per_window, remedy, sieve
 from models.verdicts import KEYS, broken_weeks, in_weeks, told
 from monitoring import inputs
 
@@ -61,6 +61,15 @@ def log(mondays, users=40):
     frame = pd.DataFrame(rows, columns=["user_id", "decided_at"])
     arms = {"arm": np.arange(len(rows)) % 2, "propensity": 0.5, "propensities": [np.array([0.5, 0.5])] * len(rows)}
     return frame.assign(decision_id=frame["user_id"], layer="exploration", salts="{}", experiment=None, **arms)
+
+
+def test_remedy_names_broken_weeks_also_where_something_else_cost_more():
+    mend = "mend their data, then run `tactful monitor --week DATE` for each"
+    assert remedy({CERTAIN: 3, BROKEN: 40}).startswith(mend)
+    told = remedy({CERTAIN: 90, BROKEN: 40})
+    assert told.startswith("arms that were certain")
+    assert f"for the 40 of weeks whose data was found broken: {mend}" in told
+    assert "broken" not in remedy({CERTAIN: 90, BROKEN: 0})
 
 
 def test_countable_leaves_out_broken_weeks(tmp_path):

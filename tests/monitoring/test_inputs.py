@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from campaign import ModelError, load_campaign
+from campaign import DataError, ModelError, load_campaign
 from models.forward import NumpyModel
 from models.verdicts import forget_answers
 from monitoring import inputs, promotion, retraining
@@ -61,6 +61,15 @@ def test_changed_feature_definitions_are_named_with_what_to_run(changed_definiti
         with pytest.raises(ModelError, match=r"no longer have: rank \(numeric\), age_band \(numeric\); bring") as told:
             ask()
         assert "run `tactful train`, read its report, then `tactful promote --force`" in str(told.value)
+
+
+def test_a_week_that_is_not_over_is_refused_with_the_last_whole_one():
+    monday, first = pd.Timestamp("2026-02-02", tz="UTC"), pd.Timestamp("2026-01-05", tz="UTC")
+    inputs._check_in_logs(monday, first, datetime(2026, 2, 9, tzinfo=UTC))
+    for day in (3, 8):
+        with pytest.raises(DataError, match=r"2026-02-02 is not over: .* it ends before 2026-02-09") as told:
+            inputs._check_in_logs(monday, first, datetime(2026, 2, day, tzinfo=UTC))
+        assert str(told.value).endswith("the last whole week is `tactful monitor --week 2026-01-26`")
 
 
 def test_features_that_were_added_do_no_harm():
