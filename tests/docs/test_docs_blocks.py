@@ -19,8 +19,8 @@ from feature_repo.log_map import LogMap
 from monitoring.experiment.plan import ExperimentPlan
 
 COMMAND = typer.main.get_command(pipeline.app)
-# a copied world lies elsewhere than its registry says
-REGISTER = "feast -c feature_repo apply > /dev/null 2>&1"
+# a copied world lies elsewhere than its registry says, and by that Feast would drop the online tables of the first world
+REGISTER = "rm feature_repo/data/registry.db; feast -c feature_repo apply > /dev/null 2>&1"
 TABLE = ROOT / "docs" / "how-to" / "table.md"
 HOW_TO = sorted({*(ROOT / "docs" / "how-to").glob("*.md")} - {TABLE})
 WORLD = "run --users 5000 --days 90 --seed 3"
