@@ -212,7 +212,8 @@ def _with_predictions(store: Any, decisions: pd.DataFrame, campaign: Campaign, m
 def _quarantined(folder: Path, monday: date) -> tuple[str, ...]:
     """Why log files that arrived in the week were refused."""
     week = {f"date={monday + timedelta(days=k)}" for k in range(7)}
-    return tuple(note.read_text(encoding="utf-8") for note in sorted(folder.rglob("*.txt")) if week & set(note.parts))
+    notes = [note for note in sorted(folder.rglob("*.txt")) if week & set(note.parts)]
+    return tuple(note.read_text(encoding="utf-8").strip() for note in notes)
 
 
 def _reference_sample(file: Path) -> pd.DataFrame | None:
