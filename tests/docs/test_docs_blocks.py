@@ -19,7 +19,7 @@ from feature_repo.log_map import LogMap
 from monitoring.experiment.plan import ExperimentPlan
 
 COMMAND = typer.main.get_command(pipeline.app)
-# a copied world lies elsewhere than its registry says, and by that Feast would drop the online tables of the first world
+# a copied world is not where its registry says; by that one Feast would drop the online tables of the first world
 REGISTER = "rm feature_repo/data/registry.db; feast -c feature_repo apply > /dev/null 2>&1"
 TABLE = ROOT / "docs" / "how-to" / "table.md"
 HOW_TO = sorted({*(ROOT / "docs" / "how-to").glob("*.md")} - {TABLE})
