@@ -29,7 +29,7 @@ from bentos.worker import Worker
 from campaign import DataError, ModelError, StoreError, data_dir, now
 from models.forward import NumpyModel
 from models.registry import model_path, read_pointer
-from models.verdicts import read_verdicts
+from models.verdicts import last_verdict
 
 HERE = Path(__file__).resolve().parent
 # the stylesheet is that of the reports
@@ -119,8 +119,7 @@ def _model_facts(tag: str) -> dict[str, Any]:
 
 
 def _last_week() -> dict[str, Any]:
-    found = read_verdicts(data_dir() / "monitoring")
-    return found[-1] if found else {}
+    return last_verdict(data_dir() / "monitoring") or {}
 
 
 def latest_decision(user_id: str) -> dict[str, Any] | None:

@@ -92,19 +92,6 @@ def _read(source: FileSource, repo_path: str) -> Table:
     return cast(Table, con.table(name))
 
 
-def _reach(entities: pd.DataFrame, when: str, views: list["Asked"]) -> "Reach | None":
-    times = pd.to_datetime(entities[when].dropna(), utc=True)
-    if times.empty:
-        return None
-    keys = {}
-    for name in {entity for view in views for entity in view.keys.values()} & {*entities.columns}:
-        values = pa.array(entities[name], from_pandas=True)
-        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-            limits = pc.min_max(values)
-            keys[name] = (limits["min"].as_py(), limits["max"].as_py())
-    return Reach((times.min().to_pydatetime(), times.max().to_pydatetime()), keys)
-
-
 class Asked(NamedTuple):
     """What is wanted of one view: `keys` source -> entity column, `columns` source column -> name in the answer."""
 
@@ -122,6 +109,19 @@ class Reach(NamedTuple):
 
     times: tuple[datetime, datetime]
     keys: dict[str, tuple[str, str]]
+
+
+def _reach(entities: pd.DataFrame, when: str, views: list[Asked]) -> Reach | None:
+    times = pd.to_datetime(entities[when].dropna(), utc=True)
+    if times.empty:
+        return None
+    keys = {}
+    for name in {entity for view in views for entity in view.keys.values()} & {*entities.columns}:
+        values = pa.array(entities[name], from_pandas=True)
+        if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+            limits = pc.min_max(values)
+            keys[name] = (limits["min"].as_py(), limits["max"].as_py())
+    return Reach((times.min().to_pydatetime(), times.max().to_pydatetime()), keys)
 
 
 class Engine(NamedTuple):
@@ -170,21 +170,22 @@ def join(
     ours = "__"  # begins the columns of this join, and none that was given
     while any(name.startswith(ours) for name in entities.columns):
         ours += "_"
-    joined, fetched, numbers = entities, [], {}
+    joined, fetched, good_for = entities, [], {}
     for number, group in enumerate(groups):
         prefix, view = f"{ours}{number}_", group[0]
         columns = sorted({column for view in group for column in view.columns})
         rows = _known(engine.read(view.source), view, columns, created_filter, prefix)
         keys = {entity: prefix + key for key, entity in view.keys.items()}
-        rows = _within(rows, reach, _longest(group), keys, prefix) if reach else rows
+        longest = _longest(group)
+        rows = _within(rows, reach, longest, keys, prefix) if reach else rows
         if prefix + ROW in rows.columns:
             fetched.append((prefix + ROW, rows.select(prefix + ROW, *(prefix + column for column in columns))))
             rows = rows.drop(*(prefix + column for column in columns))
-            numbers[prefix] = _longest(group)
+            good_for[prefix] = longest
         joined = engine.newest(joined, _ever_newest(rows, list(keys.values()), prefix), keys, when, f"{prefix}known")
     if fetched:  # first all joins of keys, then the features of the rows that are good for one view at least
         joined = joined.mutate(
-            **{p + ROW: _while_good(joined[p + ROW], joined, when, p, ttl) for p, ttl in numbers.items()}
+            **{p + ROW: _while_good(joined[p + ROW], joined, when, p, ttl) for p, ttl in good_for.items()}
         )
     for row, features in fetched:
         joined = joined.left_join(features, [(row, row)], rname="{name}_again")
@@ -192,7 +193,7 @@ def join(
     features = []
     for view in views:
         prefix = prefix_of[id(view)]
-        ttl = None if numbers.get(prefix) == view.ttl else view.ttl
+        ttl = None if good_for.get(prefix) == view.ttl else view.ttl
         for column, name in view.columns.items():
             features.append(_while_good(joined[prefix + column], joined, when, prefix, ttl).name(name))
     return joined.select([joined[name] for name in entities.columns] + features)

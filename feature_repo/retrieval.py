@@ -65,12 +65,11 @@ def historical_features(store: FeatureStore, entity_frame: pd.DataFrame, service
     rows = _entity_rows(entity_frame, schema)
     types = {"numeric": np.float64, "string": object}
     features = {name: np.empty(len(rows), types[kind]) for name, kind in schema.types.items()}
+    asked_for = store.get_feature_service(service)
     stored = ["user_id", "event_timestamp", "created_timestamp", *schema.views]
     for asked in _by_user(rows):
         with reading(source_path(store), stored, "offline_store"):
-            job = store.get_historical_features(
-                entity_df=asked, features=store.get_feature_service(service), filter_by_created_timestamp=True
-            )
+            job = store.get_historical_features(entity_df=asked, features=asked_for, filter_by_created_timestamp=True)
             found = job.to_arrow()
         row_id = found["row_id"].to_numpy()
         if not np.array_equal(np.sort(row_id), asked["row_id"].to_numpy()):

@@ -70,6 +70,12 @@ def read_verdicts(monitoring_dir: Path) -> list[dict[str, Any]]:
     return [read_verdict(folder) for folder in week_folders(monitoring_dir) if (folder / "decision.json").exists()]
 
 
+def last_verdict(monitoring_dir: Path) -> dict[str, Any] | None:
+    """The newest week's decision.json; None: there is none (DataError: as `read_verdict`)."""
+    decided = [folder for folder in week_folders(monitoring_dir) if (folder / "decision.json").exists()]
+    return read_verdict(decided[-1]) if decided else None
+
+
 def answered(monitoring_dir: Path) -> dict[str, str]:
     """Weeks whose call for a retraining was answered: ISO week -> tag of the challenger that went through the gate.
 

@@ -25,7 +25,7 @@ from feature_repo.store import feature_schema, open_store
 from models.forward import NumpyModel
 from models.predictions import mu_hat_of
 from models.registry import model_path, pack, promote, read_pointer, rollback
-from models.verdicts import broken_weeks, in_weeks, read_verdicts, told
+from models.verdicts import broken_weeks, in_weeks, last_verdict, told
 from models.worth import SEND_NOTHING, rival_policies
 from monitoring.gate import GateVerdict, judge
 from monitoring.inputs import matured_frame, model_predictions, not_trained_on, require_features
@@ -174,7 +174,7 @@ def _silent(tag: str, reason: str) -> str:
 
 def last_decision(monitoring_dir: Path) -> dict[str, Any]:
     """The newest week's decision.json (DataError: there is none)."""
-    found = read_verdicts(monitoring_dir)
+    found = last_verdict(monitoring_dir)
     if not found:
         raise DataError(f"{monitoring_dir}: no weekly decision yet; run `tactful monitor`")
-    return found[-1]
+    return found

@@ -12,7 +12,7 @@ from campaign import TactfulError, load_campaign
 from feature_repo.freshness import too_old
 from feature_repo.store import newest_snapshot, open_store
 from models.registry import read_pointer
-from models.verdicts import broken_weeks, read_verdicts
+from models.verdicts import broken_weeks, last_verdict
 
 T = TypeVar("T")
 
@@ -58,8 +58,8 @@ def _materialized() -> str | None:
 
 
 def _last_week(folder: Path) -> dict[str, Any] | None:
-    found = read_verdicts(folder)
-    return {name: found[-1][name] for name in ("week", "action", "reasons")} if found else None
+    found = last_verdict(folder)
+    return {name: found[name] for name in ("week", "action", "reasons")} if found else None
 
 
 # what is not there yet -> the command that makes it
